@@ -93,6 +93,12 @@ def test_weight_types_hold_the_same_weights(tiny_model, weight_type, error):
         assert difference <= error * np.abs(values).max(), name
 
 
+def test_gemma3_projection_is_never_quantized(tiny_mmproj):
+    types = File(tiny_mmproj("gemma3", weight_type="q8_0")).types
+    assert types["mm.input_projection.weight"].name == "F32", "llama.cpp would transpose blocks"
+    assert types["v.blk.0.attn_q.weight"].name == "Q8_0"
+
+
 @pytest.mark.parametrize("arch", ["qwen2vl", "qwen3vl"])
 @pytest.mark.parametrize("head_dim", [32, 64])
 def test_rope_sections_cover_all_pairs(tiny_model, arch, head_dim):

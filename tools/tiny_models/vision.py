@@ -182,9 +182,10 @@ def _block(shape: VisionShape, il: int) -> list[TensorSpec]:
 
 def _projector(shape: VisionShape) -> list[TensorSpec]:
     n_text = shape.n_embd_text
-    if shape.layout == "gemma3":  # stored [n_embd, n_text]: llama.cpp transposes it
+    if shape.layout == "gemma3":  # stored [n_embd, n_text]; llama.cpp transposes it: floats only
         name, std = "mm.input_projection.weight", 1.0 / math.sqrt(shape.n_embd)
-        weight = TensorSpec(name=name, shape=(shape.n_embd, n_text), std=std)
+        table = (shape.n_embd, n_text)
+        weight = TensorSpec(name=name, shape=table, std=std, keep_f32=True)
         return [weight, norm("mm.soft_emb_norm.weight", shape.n_embd)]
     if shape.layout.startswith("qwen"):
         merged = shape.n_embd * shape.merge**2
