@@ -1,0 +1,163 @@
+#include "engine.h"
+
+#include <mutex>
+
+#include "bindings.h"
+#include "errors.h"
+
+namespace atp::python {
+
+namespace {
+
+using ImageArray = py::array_t<uint8_t, py::array::c_style>;
+
+// an Engine that can be closed, and that one thread uses at a time
+class EngineHandle {
+  public:
+    EngineHandle(const ModelParams & params, const std::string & mmproj, bool self_test)
+        : engine_(new Engine(params, mmproj, self_test)) {}
+
+    void close() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        engine_.reset();
+    }
+
+    ModelInfo info() {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return open().info();
+    }
+
+    Result generate(const Request & request, Interrupt & interrupt) {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        return open().generate(request, interrupt);
+    }
+
+  private:
+    Engine & open() {
+        if (!engine_) {
+            throw ModelError("this engine is closed; make a new one");
+        }
+        return *engine_;
+    }
+    std::mutex mutex_;
+    std::unique_ptr<Engine> engine_;
+};
+
+std::vector<RgbImage> check_images(const std::vector<ImageArray> & images) {
+    std::vector<RgbImage> out;
+    for (const ImageArray & a : images) {
+        if (a.ndim() != 3 || a.shape(2) != 3) {
+            std::string shape;
+            for (py::ssize_t d = 0; d < a.ndim(); ++d) {
+                shape += (d ? ", " : "") + std::to_string(a.shape(d));
+            }
+            throw ImageError("an image must be uint8 [height, width, 3], got [" + shape + "]");
+        }
+        out.push_back({a.data(), static_cast<int32_t>(a.shape(1)), static_cast<int32_t>(a.shape(0))});
+    }
+    return out;
+}
+
+std::function<bool(const std::string &)> text_callback(const py::object & fn) {
+    if (fn.is_none()) {
+        return {};
+    }
+    return [fn](const std::string & text) {
+        const py::gil_scoped_acquire gil;
+        const py::object go_on = fn(py::str(text));
+        return go_on.is_none() || go_on.cast<bool>();
+    };
+}
+
+Result generate(EngineHandle & engine, const std::string & prompt, const std::vector<ImageArray> & images, const Plan & plan,
+                int32_t n_predict, float temp, int32_t top_k, float top_p, float min_p, uint32_t seed,
+                const std::vector<std::string> & stop, const py::object & on_token) {
+    Request request;
+    request.prompt = prompt;
+    request.images = check_images(images);
+    request.plan = plan;
+    request.sampling = {temp, top_k, top_p, min_p, seed};
+    request.n_predict = n_predict;
+    request.stop = stop;
+    request.on_text = text_callback(on_token);
+    return without_gil([&](Interrupt & interrupt) { return engine.generate(request, interrupt); });
+}
+
+void register_results(py::module_ & m) {
+    py::class_<Report>(m, "Report", "What one caption cost. Times in milliseconds, kv_bytes of the real buffers.")
+        .def_readonly("n_image_tokens", &Report::n_image_tokens)
+        .def_readonly("n_prompt", &Report::n_prompt)
+        .def_readonly("n_decoded", &Report::n_decoded)
+        .def_readonly("n_kept", &Report::n_kept)
+        .def_readonly("kept", &Report::kept)
+        .def_readonly("grids", &Report::grids)
+        .def_readonly("tokens_mean", &Report::tokens_mean)
+        .def_readonly("t_encode", &Report::t_encode)
+        .def_readonly("t_prefill", &Report::t_prefill)
+        .def_readonly("t_decode", &Report::t_decode)
+        .def_readonly("kv_bytes", &Report::kv_bytes);
+    py::class_<Result>(m, "Result", "A caption: text, token ids, why it ended, and its report.")
+        .def_property_readonly(
+            "text",
+            [](const Result & r) {
+                return py::reinterpret_steal<py::str>(
+                    PyUnicode_DecodeUTF8(r.text.data(), static_cast<py::ssize_t>(r.text.size()), "replace"));
+            })
+        .def_readonly("tokens", &Result::tokens)
+        .def_readonly("finish_reason", &Result::finish_reason)
+        .def_readonly("report", &Result::report);
+}
+
+void register_info(py::module_ & m) {
+    py::class_<ModelInfo>(m, "ModelInfo", "What was loaded, and whether and where it can be cut (layer counts).")
+        .def_readonly("arch", &ModelInfo::arch)
+        .def_readonly("name", &ModelInfo::name)
+        .def_readonly("chat_template", &ModelInfo::chat_template)
+        .def_readonly("bos", &ModelInfo::bos)
+        .def_readonly("eos", &ModelInfo::eos)
+        .def_readonly("media_marker", &ModelInfo::media_marker)
+        .def_readonly("n_layer", &ModelInfo::n_layer)
+        .def_readonly("n_embd", &ModelInfo::n_embd)
+        .def_readonly("n_vocab", &ModelInfo::n_vocab)
+        .def_readonly("n_ctx_train", &ModelInfo::n_ctx_train)
+        .def_readonly("n_params", &ModelInfo::n_params)
+        .def_readonly("size_bytes", &ModelInfo::size_bytes)
+        .def_readonly("has_vision", &ModelInfo::has_vision)
+        .def_readonly("mrope", &ModelInfo::mrope)
+        .def_readonly("can_prune", &ModelInfo::can_prune)
+        .def_readonly("why_not", &ModelInfo::why_not)
+        .def_readonly("legal_cuts", &ModelInfo::legal_cuts)
+        .def_readonly("devices", &ModelInfo::devices);
+}
+
+}  // namespace
+
+void register_engine(py::module_ & m) {
+    register_results(m);
+    register_info(m);
+    m.def("check_gguf", &check_gguf, py::arg("path"),
+          "general.architecture of a whole GGUF file ('clip' for a projector); ModelError says what else the file is.");
+    py::class_<EngineHandle>(m, "Engine", "Image to caption: vision encoder, staged decoder, sampler.")
+        .def(py::init([](const std::string & model, const std::string & mmproj, int32_t n_gpu_layers, int32_t n_ctx,
+                         int32_t n_ubatch, int32_t n_threads, const std::string & flash_attn, const std::string & type_k,
+                         const std::string & type_v, int32_t n_seq_max, bool self_test) {
+                 const py::gil_scoped_release release;
+                 return std::make_unique<EngineHandle>(
+                     ModelParams{model, n_gpu_layers, n_ctx, n_ubatch, n_threads, n_seq_max, flash_attn, type_k, type_v},
+                     mmproj, self_test);
+             }),
+             py::arg("model"), py::arg("mmproj") = "", py::kw_only(), py::arg("n_gpu_layers") = -1, py::arg("n_ctx") = 4096,
+             py::arg("n_ubatch") = 512, py::arg("n_threads") = 0, py::arg("flash_attn") = "auto", py::arg("type_k") = "f16",
+             py::arg("type_v") = "f16", py::arg("n_seq_max") = 1, py::arg("self_test") = true)
+        .def("close", &EngineHandle::close, py::call_guard<py::gil_scoped_release>(),
+             "Free model, projector and caches; using the engine again is a ModelError.")
+        .def_property_readonly("info", py::cpp_function(&EngineHandle::info, py::call_guard<py::gil_scoped_release>()))
+        .def("generate", &generate, py::arg("prompt"), py::arg("images"), py::kw_only(), py::arg("plan") = Plan{},
+             py::arg("n_predict") = 128, py::arg("temp") = 0.0f, py::arg("top_k") = 40, py::arg("top_p") = 0.95f,
+             py::arg("min_p") = 0.05f, py::arg("seed") = 0, py::arg("stop") = std::vector<std::string>{},
+             py::arg("on_token") = py::none(),
+             "prompt holds one media marker per image; images are uint8 [h, w, 3]. on_token gets new text, and ends the "
+             "caption by returning False.");
+}
+
+}  // namespace atp::python

@@ -1,0 +1,107 @@
+#include "policy.h"
+
+#include "bindings.h"
+#include "errors.h"
+
+namespace atp::python {
+
+namespace {
+
+// the arrays a policy sees, for Python
+py::dict to_dict(const PolicyInput & in) {
+    const auto ints = [](const std::vector<int32_t> & v) { return py::array_t<int32_t>(v.size(), v.data()); };
+    py::dict d;
+    d["index"] = ints(in.index);
+    d["image"] = ints(in.image);
+    d["y"] = ints(in.y);
+    d["x"] = ints(in.x);
+    d["score"] = py::array_t<float>(in.score.size(), in.score.data());
+    d["keep"] = in.keep;
+    d["seed"] = in.seed;
+    py::list images;
+    for (const ImageSpan & span : in.images) {
+        images.append(py::make_tuple(span.n_tokens, span.grid_rows, span.grid_cols));
+    }
+    d["images"] = images;
+    return d;
+}
+
+Policy from_callable(const py::function & fn, bool needs_score) {
+    // held by a shared pointer whose deleter takes the GIL: the engine may drop it without
+    const std::shared_ptr<py::function> held(new py::function(fn), [](py::function * f) {
+        const py::gil_scoped_acquire gil;
+        delete f;
+    });
+    return {"callable", needs_score, [held](const PolicyInput & in) {
+                const py::gil_scoped_acquire gil;
+                return (*held)(to_dict(in)).cast<KeepList>();
+            }};
+}
+
+Cut make_cut(int32_t after, const py::object & policy, double keep, uint64_t seed, bool needs_score) {
+    if (py::isinstance<py::str>(policy)) {
+        return {after, find_policy(policy.cast<std::string>()), keep, seed};
+    }
+    if (PyCallable_Check(policy.ptr())) {
+        return {after, from_callable(policy.cast<py::function>(), needs_score), keep, seed};
+    }
+    throw PlanError("policy must be a name or a callable, got " + py::repr(policy).cast<std::string>());
+}
+
+KeepList run_policy(const std::string & name, const std::vector<float> & score, const std::vector<int32_t> & live,
+                    const std::vector<std::pair<int32_t, int32_t>> & grids, double keep, uint64_t seed) {
+    PolicyInput in;
+    in.keep = keep;
+    in.seed = seed;
+    in.score = score;
+    for (const auto & [rows, cols] : grids) {
+        ImageSpan span;
+        span.first = in.images.empty() ? 0 : in.images.back().first + in.images.back().n_tokens;
+        span.n_tokens = rows * cols;
+        span.grid_rows = rows;
+        span.grid_cols = cols;
+        in.images.push_back(span);
+    }
+    for (const int32_t index : live) {
+        for (size_t im = 0; im < in.images.size(); ++im) {
+            const ImageSpan & span = in.images[im];
+            if (index >= span.first && index < span.first + span.n_tokens) {
+                in.index.push_back(index);
+                in.image.push_back(static_cast<int32_t>(im));
+                in.y.push_back((index - span.first) / span.grid_cols);
+                in.x.push_back((index - span.first) % span.grid_cols);
+            }
+        }
+    }
+    const Policy & policy = find_policy(name);
+    if (policy.needs_score && score.size() != in.index.size()) {
+        throw PlanError("policy " + name + " needs " + std::to_string(in.index.size()) + " scores, got " +
+                        std::to_string(score.size()));
+    }
+    return policy.fn(in);
+}
+
+}  // namespace
+
+void register_policy(py::module_ & m) {
+    py::class_<Cut>(m, "Cut", "A border between two stages, and the policy that decides what survives it.")
+        .def(py::init(&make_cut), py::arg("after"), py::arg("policy"), py::arg("keep") = 1.0, py::arg("seed") = 0,
+             py::kw_only(), py::arg("needs_score") = false,
+             "after: layers run before the cut (0: before the first layer). policy: a name, or a callable that takes a "
+             "dict of arrays over the live image tokens (index, image, y, x, score) and returns the indices to keep, "
+             "ascending. keep: fraction of each image's original tokens. needs_score: for callables.")
+        .def_readonly("after", &Cut::after)
+        .def_readonly("keep", &Cut::keep)
+        .def_readonly("seed", &Cut::seed)
+        .def_property_readonly("policy", [](const Cut & c) { return c.policy.name; })
+        .def("__repr__", [](const Cut & c) {
+            return "Cut(after=" + std::to_string(c.after) + ", policy='" + c.policy.name +
+                   "', keep=" + std::to_string(c.keep) + ")";
+        });
+    m.def("policy_names", &policy_names, "Names that Cut accepts.");
+    m.def("run_policy", &run_policy, py::arg("name"), py::kw_only(), py::arg("score"), py::arg("live"), py::arg("grids"),
+          py::arg("keep"), py::arg("seed") = 0,
+          "One policy on plain arrays, without a model: keep list (ascending image-token indices) among `live`.");
+}
+
+}  // namespace atp::python

@@ -1,0 +1,294 @@
+#include "decoder.h"
+
+#include <algorithm>
+
+#include "errors.h"
+#include "llama_private.h"
+#include "model.h"
+
+namespace atp {
+
+namespace {
+
+// most stage sets differ in nothing: rebuilding them for every caption would cost a graph each
+bool same_ranges(const std::vector<std::unique_ptr<Stage>> & stages, const std::vector<StageRange> & ranges) {
+    return stages.size() == ranges.size() &&
+           std::equal(ranges.begin(), ranges.end(), stages.begin(), [](StageRange r, const std::unique_ptr<Stage> & s) {
+               return s->range().il_first == r.il_first && s->range().il_last == r.il_last;
+           });
+}
+
+double nmse(const std::vector<float> & reference, const float * other) {
+    double error = 0.0;
+    double power = 0.0;
+    for (size_t i = 0; i < reference.size(); ++i) {
+        const double d = static_cast<double>(reference[i]) - other[i];
+        error += d * d;
+        power += static_cast<double>(reference[i]) * reference[i];
+    }
+    return power > 0.0 ? error / power : error;
+}
+
+std::vector<int32_t> test_tokens(int32_t n, int32_t n_vocab) {
+    std::vector<int32_t> tokens;
+    for (int32_t i = 0; i < n; ++i) {
+        tokens.push_back(static_cast<int32_t>((1103515245ULL * (i + 1) + 12345ULL) % n_vocab));
+    }
+    return tokens;
+}
+
+}  // namespace
+
+Decoder::Decoder(const Model & model) : model_(model) {
+    set_plan({});
+}
+
+Decoder::~Decoder() = default;
+
+const std::vector<int32_t> & Decoder::legal_cuts() {
+    if (!legal_cuts_known_) {
+        StageCache cache(model_, {0, model_.n_layer()});
+        Batcher batcher(model_);
+        constexpr int32_t n_probe = 2;
+        cache.reserve(n_probe, n_probe);
+        const llama_ubatch ubatch = batcher.dummy(n_probe);
+        const auto memory = cache.memory()->init_full();
+        GraphRequest request;
+        request.ubatch = &ubatch;
+        request.memory = memory.get();
+        const ggml_backend_sched_ptr sched(model_.new_sched(model_.max_nodes()));
+        request.sched = sched.get();
+        request.n_outputs = 1;
+        legal_cuts_ = find_legal_cuts(model_, request);
+        legal_cuts_known_ = true;
+    }
+    return legal_cuts_;
+}
+
+void Decoder::set_plan(const Plan & plan) {
+    if (!alive_.empty()) {
+        throw PlanError("the plan cannot change while sequences are alive; remove them first");
+    }
+    check_plan(plan, model_.n_layer(), plan.empty() ? std::vector<int32_t>() : legal_cuts());
+    build_stages(stage_ranges(plan, model_.n_layer()));
+    check_score_layers(plan);
+    plan_ = plan;
+}
+
+void Decoder::build_stages(const std::vector<StageRange> & ranges) {
+    if (same_ranges(stages_, ranges)) {
+        return;
+    }
+    chain_.reset();
+    stages_.clear();
+    std::vector<StageCache *> caches;
+    for (const StageRange & range : ranges) {
+        stages_.push_back(std::make_unique<Stage>(model_, range));
+        caches.push_back(&stages_.back()->cache());
+    }
+    chain_ = std::make_unique<DecodeChain>(model_, caches, ranges);
+}
+
+void Decoder::check_score_layers(const Plan & plan) const {
+    for (const Cut & cut : plan) {
+        for (const auto & stage : stages_) {
+            if (cut.policy.needs_score && stage->range().il_last == cut.after && stage->score_layer() < 0) {
+                throw PlanError("policy " + cut.policy.name + " after " + std::to_string(cut.after) + " layers: layers " +
+                                std::to_string(stage->range().il_first) + " to " + std::to_string(cut.after - 1) +
+                                " hold no full-attention layer to score from; move the cut behind one");
+            }
+        }
+    }
+}
+
+PrefillResult Decoder::prefill(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt) {
+    if (seq.rows.empty()) {
+        throw StageError("the prompt is empty");
+    }
+    if (options.seq_id < 0 || options.seq_id >= model_.params().n_seq_max) {
+        throw StageError("sequence id " + std::to_string(options.seq_id) + " is outside 0 to n_seq_max - 1 = " +
+                         std::to_string(model_.params().n_seq_max - 1));
+    }
+    if (seq.n_pos + options.n_predict > model_.params().n_ctx) {
+        throw StageError("the prompt takes " + std::to_string(seq.n_pos) + " positions (" +
+                         std::to_string(seq.n_image_tokens()) + " of them image tokens) and " +
+                         std::to_string(options.n_predict) + " are to be generated, but the context holds " +
+                         std::to_string(model_.params().n_ctx) + "; raise n_ctx (--ctx-size)");
+    }
+    remove(options.seq_id);
+    alive_.insert(options.seq_id);
+    try {
+        return run(seq, options, interrupt);
+    } catch (...) {
+        remove(options.seq_id);
+        throw;
+    }
+}
+
+PrefillResult Decoder::run(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt) {
+    PrefillResult result;
+    std::vector<int32_t> live(seq.rows.size());
+    for (size_t i = 0; i < live.size(); ++i) {
+        live[i] = static_cast<int32_t>(i);
+    }
+    HiddenRows hidden;
+    StageOutput out;
+    auto cut = plan_.begin();
+    const auto make_cut = [&] {
+        std::vector<float> token_scores;
+        const KeepList kept = choose(*cut, seq, live, out.score, token_scores);
+        compact(seq, kept, hidden.row_size(), live, hidden.data());
+        result.kept.push_back(kept);
+        result.scores.push_back(std::move(token_scores));
+        ++cut;
+    };
+    if (cut != plan_.end() && cut->after == 0) {
+        make_cut();
+    }
+    const bool alone = model_.params().n_seq_max == 1;
+    for (const auto & stage : stages_) {
+        const bool scored = cut != plan_.end() && cut->policy.needs_score && seq.n_image_tokens() > 0;
+        if (alone || stage->cache().bytes() == 0) {
+            chain_->reset();
+            const int32_t n_cells = alone ? static_cast<int32_t>(live.size()) + options.n_predict : model_.params().n_ctx;
+            stage->cache().reserve(n_cells, std::min<int32_t>(model_.params().n_ubatch, n_cells));
+        }
+        StageInput in;
+        in.seq = &seq;
+        in.live = &live;
+        in.seq_id = options.seq_id;
+        in.score_from = scored ? static_cast<int32_t>(live.size()) - 1 : -1;
+        in.merge_kinds = live.size() < seq.rows.size();
+        in.all_logits = options.all_logits;
+        out = stage->prefill(in, hidden, interrupt);
+        if (cut != plan_.end()) {
+            make_cut();
+        }
+    }
+    result.logits = std::move(out.logits);
+    return result;
+}
+
+KeepList Decoder::choose(const Cut & cut, const Sequence & seq, const std::vector<int32_t> & live,
+                         const std::vector<float> & row_scores, std::vector<float> & token_scores) const {
+    PolicyInput in;
+    in.images = seq.images;
+    in.keep = cut.keep;
+    in.seed = cut.seed;
+    for (size_t i = 0; i < live.size(); ++i) {
+        const Row & row = seq.rows[live[i]];
+        if (row.kind != RowKind::image) {
+            continue;
+        }
+        const ImageSpan & span = seq.images[row.image];
+        in.index.push_back(row.index);
+        in.image.push_back(row.image);
+        in.y.push_back((row.index - span.first) / span.grid_cols);
+        in.x.push_back((row.index - span.first) % span.grid_cols);
+        if (cut.policy.needs_score) {
+            in.score.push_back(row_scores[i]);
+        }
+    }
+    if (in.index.empty()) {
+        return {};
+    }
+    const KeepList kept = cut.policy.fn(in);
+    check_keep_list(in, kept, cut.policy.name);
+    token_scores = std::move(in.score);
+    return kept;
+}
+
+std::vector<float> Decoder::decode(const std::vector<DecodeRow> & rows, Interrupt & interrupt) {
+    for (const DecodeRow & row : rows) {
+        if (!alive_.count(row.seq_id)) {
+            throw StageError("sequence " + std::to_string(row.seq_id) + " is not alive; prefill it first");
+        }
+        if (row.token < 0 || row.token >= model_.n_vocab()) {
+            throw StageError("token " + std::to_string(row.token) + " is outside the vocabulary of " +
+                             std::to_string(model_.n_vocab()));
+        }
+        if (row.pos >= model_.params().n_ctx) {
+            throw StageError("position " + std::to_string(row.pos) + " is outside the context of " +
+                             std::to_string(model_.params().n_ctx) + "; raise n_ctx (--ctx-size)");
+        }
+    }
+    try {
+        return chain_->step(rows, interrupt);
+    } catch (...) {
+        // some stages may hold the token and some not: such a sequence cannot go on
+        for (const DecodeRow & row : rows) {
+            remove(row.seq_id);
+        }
+        throw;
+    }
+}
+
+void Decoder::remove(int32_t seq_id) {
+    if (alive_.erase(seq_id) == 0) {
+        return;
+    }
+    for (const auto & stage : stages_) {
+        stage->cache().remove(seq_id);
+    }
+}
+
+void Decoder::release() {
+    alive_.clear();
+    if (chain_) {
+        chain_->reset();
+    }
+    for (const auto & stage : stages_) {
+        stage->cache().release();
+    }
+}
+
+size_t Decoder::kv_bytes() const {
+    size_t sum = 0;
+    for (const auto & stage : stages_) {
+        sum += stage->cache().bytes();
+    }
+    return sum;
+}
+
+std::vector<int32_t> Decoder::n_cells() const {
+    std::vector<int32_t> cells;
+    for (const auto & stage : stages_) {
+        cells.push_back(stage->cache().n_cells());
+    }
+    return cells;
+}
+
+double Decoder::self_test(const std::vector<int32_t> & cuts) {
+    const int32_t n = std::min(33, model_.params().n_ctx);
+    std::vector<int32_t> tokens = test_tokens(n, model_.n_vocab());
+    std::vector<float> reference;
+    {
+        const llama_context_ptr plain(model_.new_context(n, n));
+        for (const auto & [first, count] : {std::pair<int32_t, int32_t>{0, n - 1}, {n - 1, 1}}) {
+            if (llama_decode(plain.get(), llama_batch_get_one(tokens.data() + first, count)) != 0) {
+                throw ModelError("llama_decode failed on the self-test of " + model_.params().path);
+            }
+            const float * logits = llama_get_logits_ith(plain.get(), -1);
+            reference.insert(reference.end(), logits, logits + model_.n_vocab());
+        }
+    }
+    Plan plan;
+    for (const int32_t after : cuts) {
+        plan.push_back({after, find_policy("none"), 1.0, 0});
+    }
+    const Plan before = plan_;
+    set_plan(plan);
+    Sequence seq;
+    for (int32_t i = 0; i + 1 < n; ++i) {
+        seq.add_text(tokens[i]);
+    }
+    Interrupt never;
+    std::vector<float> staged = prefill(seq, {0, 1, false}, never).logits;
+    const std::vector<float> step = decode({{0, tokens[n - 1], n - 1}}, never);
+    staged.insert(staged.end(), step.begin(), step.end());
+    release();
+    set_plan(before);
+    return nmse(reference, staged.data());
+}
+
+}  // namespace atp

@@ -1,0 +1,74 @@
+// The staged decoder: prefill through all stages with a keep list between them, then the token loop's single step.
+//
+// Owns the stages and their caches. One plan at a time; sequences are named by small ids.
+// Throws PlanError, StageError, Cancelled. After a throw the sequence it happened on is gone, all others are whole.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "decode_chain.h"
+#include "interrupt.h"
+#include "plan.h"
+#include "sequence.h"
+#include "stage.h"
+
+namespace atp {
+
+class Model;
+
+struct PrefillOptions {
+    int32_t seq_id = 0;
+    int32_t n_predict = 0;    // cells to hold free for decoding
+    bool all_logits = false;  // logits of all live rows instead of the last one
+};
+
+struct PrefillResult {
+    std::vector<float> logits;                // [n_outputs][n_vocab]
+    std::vector<KeepList> kept;               // per cut
+    std::vector<std::vector<float>> scores;   // per cut: score of each live image token, empty where none was needed
+};
+
+class Decoder {
+  public:
+    explicit Decoder(const Model & model);
+    ~Decoder();
+
+    // checks the plan and builds its stages. Only while no sequence is alive
+    void set_plan(const Plan & plan);
+    const Plan & plan() const { return plan_; }
+
+    PrefillResult prefill(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt);
+    std::vector<float> decode(const std::vector<DecodeRow> & rows, Interrupt & interrupt);
+
+    void remove(int32_t seq_id);
+    void release();  // all sequences and all cache buffers
+    size_t kv_bytes() const;
+    std::vector<int32_t> n_cells() const;  // per stage
+
+    // borders this architecture can be cut at, as layer counts; found once
+    const std::vector<int32_t> & legal_cuts();
+
+    // staged against plain llama_decode on a few tokens, unpruned, at the given cuts: NMSE of the logits
+    double self_test(const std::vector<int32_t> & cuts);
+
+  private:
+    void build_stages(const std::vector<StageRange> & ranges);
+    KeepList choose(const Cut & cut, const Sequence & seq, const std::vector<int32_t> & live,
+                    const std::vector<float> & row_scores, std::vector<float> & token_scores) const;
+    void check_score_layers(const Plan & plan) const;
+    PrefillResult run(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt);
+
+    const Model & model_;
+    Plan plan_;
+    std::vector<std::unique_ptr<Stage>> stages_;
+    std::unique_ptr<DecodeChain> chain_;
+    std::set<int32_t> alive_;
+    std::vector<int32_t> legal_cuts_;
+    bool legal_cuts_known_ = false;
+};
+
+}  // namespace atp

@@ -1,0 +1,159 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "errors.h"
+#include "llama.h"
+
+namespace atp {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// staged and plain differ by nothing on a CPU and by rounding on other devices; a wrong cut gives about 1
+constexpr double self_test_nmse = 1e-3;
+
+double ms_since(Clock::time_point start) {
+    return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+std::string token_text(const Model & model, int32_t token) {
+    const char * text = token < 0 ? nullptr : llama_vocab_get_text(model.vocab(), token);
+    return text ? text : "";
+}
+
+// ends `text` before the first stop string; true when there was one
+bool cut_at_stop(const std::vector<std::string> & stop, std::string & text) {
+    size_t end = std::string::npos;
+    for (const std::string & s : stop) {
+        end = s.empty() ? end : std::min(end, text.find(s));
+    }
+    if (end == std::string::npos) {
+        return false;
+    }
+    text.resize(end);
+    return true;
+}
+
+}  // namespace
+
+Engine::Engine(const ModelParams & params, const std::string & mmproj_path, bool self_test)
+    : model_(params), vision_(mmproj_path.empty() ? nullptr : new Vision(model_, mmproj_path)), decoder_(model_) {
+    fill_info(self_test);
+}
+
+void Engine::fill_info(bool with_self_test) {
+    info_.arch = model_.arch();
+    info_.name = model_.meta("general.name");
+    info_.chat_template = model_.chat_template();
+    info_.bos = token_text(model_, llama_vocab_bos(model_.vocab()));
+    info_.eos = token_text(model_, llama_vocab_eos(model_.vocab()));
+    info_.media_marker = Vision::media_marker();
+    info_.n_layer = model_.n_layer();
+    info_.n_embd = model_.n_embd();
+    info_.n_vocab = model_.n_vocab();
+    info_.n_ctx_train = model_.n_ctx_train();
+    info_.n_params = model_.n_params();
+    info_.size_bytes = model_.size_bytes();
+    info_.has_vision = vision_ != nullptr;
+    info_.mrope = model_.n_pos_per_embd() > 1;
+    info_.devices = model_.devices();
+    info_.legal_cuts = decoder_.legal_cuts();
+    info_.can_prune = !info_.legal_cuts.empty();
+    if (!info_.can_prune) {
+        info_.why_not = "no border between two layers of architecture '" + info_.arch + "' can be cut";
+    } else if (with_self_test) {
+        const int32_t middle = info_.legal_cuts[info_.legal_cuts.size() / 2];
+        const double error = decoder_.self_test({middle});
+        if (!(error < self_test_nmse)) {
+            info_.can_prune = false;
+            info_.legal_cuts.clear();
+            info_.why_not = "cut after " + std::to_string(middle) + " layers, architecture '" + info_.arch +
+                            "' gives other logits than llama.cpp (NMSE " + std::to_string(error) + ")";
+        }
+    }
+}
+
+Result Engine::generate(const Request & request, Interrupt & interrupt) {
+    if (!request.plan.empty() && !info_.can_prune) {
+        throw PlanError("this model runs unstaged only: " + info_.why_not + "; drop the policy");
+    }
+    if (!request.images.empty() && !vision_) {
+        throw ModelError("this model has no vision projector loaded; pass its mmproj file (--mmproj)");
+    }
+    if (request.n_predict < 0) {
+        throw StageError("n_predict must be at least 0, got " + std::to_string(request.n_predict));
+    }
+    decoder_.remove(0);
+    decoder_.set_plan(request.plan);
+    Result result;
+    const Sequence seq = vision_ ? vision_->encode(request.prompt, request.images, result.report.t_encode)
+                                 : tokenize_text(model_, request.prompt);
+    interrupt.check();
+
+    const auto start = Clock::now();
+    PrefillResult prefill = decoder_.prefill(seq, {0, request.n_predict, false}, interrupt);
+    result.report.t_prefill = ms_since(start);
+    fill_report(seq, request.plan, prefill, result.report);
+
+    const auto start_decode = Clock::now();
+    decode_loop(request, seq.n_pos, std::move(prefill.logits), interrupt, result);
+    result.report.t_decode = ms_since(start_decode);
+    result.report.n_decoded = static_cast<int32_t>(result.tokens.size());
+    decoder_.remove(0);
+    return result;
+}
+
+void Engine::fill_report(const Sequence & seq, const Plan & plan, const PrefillResult & prefill, Report & report) const {
+    report.n_image_tokens = seq.n_image_tokens();
+    report.n_prompt = static_cast<int32_t>(seq.rows.size());
+    report.kept = prefill.kept;
+    for (const KeepList & kept : prefill.kept) {
+        report.n_kept.push_back(static_cast<int32_t>(kept.size()));
+    }
+    for (const ImageSpan & span : seq.images) {
+        report.grids.emplace_back(span.grid_rows, span.grid_cols);
+    }
+    report.tokens_mean = layer_mean(plan, report.n_kept, report.n_image_tokens, model_.n_layer());
+    report.kv_bytes = decoder_.kv_bytes();
+}
+
+void Engine::decode_loop(const Request & request, int32_t pos, std::vector<float> logits, Interrupt & interrupt,
+                         Result & result) {
+    Sampler sampler(model_, request.sampling);
+    std::string shown;  // what on_text has been given so far
+    result.finish_reason = "length";
+    while (static_cast<int32_t>(result.tokens.size()) < request.n_predict) {
+        const int32_t token = sampler.sample(logits);
+        if (sampler.ends(token)) {
+            result.finish_reason = "stop";
+            break;
+        }
+        result.tokens.push_back(token);
+        result.text += sampler.piece(token);
+        const bool stopped = cut_at_stop(request.stop, result.text);
+        const std::string whole = result.text.substr(0, whole_utf8(result.text));
+        if (request.on_text && whole.size() > shown.size()) {
+            const bool go_on = request.on_text(whole.substr(shown.size()));
+            shown = whole;
+            if (!go_on) {
+                result.finish_reason = "cancelled";
+                break;
+            }
+        }
+        if (stopped) {
+            result.finish_reason = "stop";
+            break;
+        }
+        if (static_cast<int32_t>(result.tokens.size()) < request.n_predict) {
+            logits = decoder_.decode({{0, token, pos}}, interrupt);
+            ++pos;
+        }
+    }
+    result.text.resize(whole_utf8(result.text));
+}
+
+}  // namespace atp

@@ -1,0 +1,68 @@
+// Image to caption, the whole way: encode, prefill through the stages with cuts between them, decode.
+//
+// Owns model, projector and decoder. One caption at a time; nothing of one caption is seen by the next.
+// Throws ModelError, ImageError, PlanError, StageError, Cancelled; after a throw the engine can be used again.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "decoder.h"
+#include "interrupt.h"
+#include "model.h"
+#include "plan.h"
+#include "report.h"
+#include "sampler.h"
+#include "vision.h"
+
+namespace atp {
+
+struct ModelInfo {
+    std::string arch, name, chat_template, bos, eos, media_marker, why_not;
+    int32_t n_layer = 0, n_embd = 0, n_vocab = 0, n_ctx_train = 0;
+    uint64_t n_params = 0, size_bytes = 0;
+    bool has_vision = false, mrope = false, can_prune = false;
+    std::vector<int32_t> legal_cuts;
+    std::vector<std::string> devices;
+};
+
+struct Request {
+    std::string prompt;  // one media marker per image
+    std::vector<RgbImage> images;
+    Plan plan;
+    SamplingParams sampling;
+    int32_t n_predict = 128;
+    std::vector<std::string> stop;
+    std::function<bool(const std::string &)> on_text;  // new whole characters; false ends the caption
+};
+
+struct Result {
+    std::string text;
+    std::vector<int32_t> tokens;
+    std::string finish_reason;  // stop, length, cancelled
+    Report report;
+};
+
+class Engine {
+  public:
+    // mmproj_path may be empty: text only. self_test: staged against llama_decode once, before anything else
+    Engine(const ModelParams & params, const std::string & mmproj_path, bool self_test);
+
+    Result generate(const Request & request, Interrupt & interrupt);
+    const ModelInfo & info() const { return info_; }
+
+  private:
+    void fill_info(bool with_self_test);
+    void fill_report(const Sequence & seq, const Plan & plan, const PrefillResult & prefill, Report & report) const;
+    void decode_loop(const Request & request, int32_t pos, std::vector<float> logits, Interrupt & interrupt, Result & result);
+
+    Model model_;
+    std::unique_ptr<Vision> vision_;
+    Decoder decoder_;
+    ModelInfo info_;
+};
+
+}  // namespace atp

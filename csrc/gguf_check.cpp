@@ -1,0 +1,76 @@
+// Is this file a whole GGUF? Looked at with ggml's own reader before llama.cpp gets it.
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+
+#include "errors.h"
+#include "ggml-cpp.h"
+#include "gguf.h"
+#include "log_capture.h"
+#include "model.h"
+
+namespace atp {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+void check_magic(const std::string & path) {
+    std::error_code ec;
+    const fs::file_status status = fs::status(fs::u8path(path), ec);
+    if (!fs::exists(status)) {
+        throw ModelError("no such file: " + path + " (expected a GGUF model)");
+    }
+    if (fs::is_directory(status)) {
+        throw ModelError(path + " is a folder; expected a GGUF file. Convert a Hugging Face checkpoint to GGUF first");
+    }
+    std::ifstream in(fs::u8path(path), std::ios::binary);
+    if (!in) {
+        throw ModelError("cannot open " + path + ": " + std::strerror(errno));
+    }
+    char magic[4] = {0, 0, 0, 0};
+    in.read(magic, 4);
+    if (in.gcount() < 4) {
+        throw ModelError(path + " holds only " + std::to_string(in.gcount()) + " bytes; expected a GGUF file");
+    }
+    if (std::memcmp(magic, "GGUF", 4) != 0) {
+        throw ModelError(path + " is not a GGUF file: it starts with other bytes than 'GGUF'");
+    }
+}
+
+uint64_t end_of_tensors(const gguf_context * gguf) {
+    uint64_t end = gguf_get_data_offset(gguf);
+    for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
+        end = std::max<uint64_t>(end, gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, i) +
+                                          gguf_get_tensor_size(gguf, i));
+    }
+    return end;
+}
+
+}  // namespace
+
+std::string check_gguf(const std::string & path) {
+    log_capture::install();
+    check_magic(path);
+    log_capture::clear();
+    const gguf_init_params params = {/*.no_alloc =*/true, /*.ctx =*/nullptr};
+    const gguf_context_ptr gguf(gguf_init_from_file(path.c_str(), params));
+    if (!gguf) {
+        throw ModelError(path + " is a damaged GGUF file (" + log_capture::last_error() + "); download it again");
+    }
+    const uint64_t need = end_of_tensors(gguf.get());
+    const uint64_t have = fs::file_size(fs::u8path(path));
+    if (have < need) {
+        throw ModelError(path + " is cut short: its tensors end at byte " + std::to_string(need) + ", the file has " +
+                         std::to_string(have) + "; download it again");
+    }
+    const int64_t key = gguf_find_key(gguf.get(), "general.architecture");
+    if (key < 0 || gguf_get_kv_type(gguf.get(), key) != GGUF_TYPE_STRING) {
+        throw ModelError(path + " names no general.architecture; it is not a model llama.cpp could run");
+    }
+    return gguf_get_val_str(gguf.get(), key);
+}
+
+}  // namespace atp

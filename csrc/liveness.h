@@ -1,0 +1,44 @@
+// Where a llama.cpp graph can be cut: which tensors are alive at a border between two layers.
+//
+// In: a graph whose nodes carry layer numbers in their names ("ffn_out-7"). Knows nothing of stages or caches.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+struct ggml_tensor;
+struct ggml_cgraph;
+
+namespace atp {
+
+// the layer a node's name ends in ("-7", also "-7 (view)"); -1 when it carries none
+int32_t layer_of(const ggml_tensor * node);
+
+// true for a node that writes into a buffer that outlives the graph (a KV cache), not into weights
+bool writes_memory(const ggml_tensor * node);
+
+class Liveness {
+  public:
+    explicit Liveness(ggml_cgraph * graph);
+
+    // the one tensor that carries everything from layers < il to layers >= il; nullptr when several do, with their
+    // number in *n_alive
+    ggml_tensor * border(int32_t il, int32_t * n_alive = nullptr) const;
+
+    int32_t position(const ggml_tensor * node) const;  // -1 when not in the graph
+    int32_t n_nodes() const { return static_cast<int32_t>(nodes_.size()); }
+    ggml_tensor * node(int32_t i) const { return nodes_[i]; }
+
+  private:
+    ggml_tensor * root(ggml_tensor * t) const;
+    bool carries(int32_t i, int32_t at) const;
+
+    std::vector<ggml_tensor *> nodes_;
+    std::unordered_map<const ggml_tensor *, int32_t> position_;
+    std::vector<int32_t> last_use_;
+    std::vector<char> depends_on_layer_;
+};
+
+}  // namespace atp

@@ -1,0 +1,107 @@
+#include "log_capture.h"
+
+#include <cstdio>
+#include <deque>
+#include <mutex>
+
+#include "ggml.h"
+#include "llama.h"
+#include "mtmd-helper.h"
+
+namespace atp::log_capture {
+
+namespace {
+
+constexpr size_t n_lines_kept = 4;
+
+struct Sink {
+    std::mutex mutex;
+    std::deque<std::string> errors;
+    std::deque<std::string> warnings;
+    ggml_log_level last_level = GGML_LOG_LEVEL_INFO;
+    bool verbose = false;
+    bool installed = false;
+};
+
+Sink & sink() {
+    static Sink instance;
+    return instance;
+}
+
+void keep(std::deque<std::string> & lines, const char * text, bool continued) {
+    std::string line(text);
+    while (!line.empty() && (line.back() == '\n' || line.back() == ' ')) {
+        line.pop_back();
+    }
+    if (line.empty()) {
+        return;
+    }
+    if (continued && !lines.empty()) {
+        lines.back() += line;
+        return;
+    }
+    lines.push_back(std::move(line));
+    if (lines.size() > n_lines_kept) {
+        lines.pop_front();
+    }
+}
+
+void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
+    Sink & s = sink();
+    const std::lock_guard<std::mutex> lock(s.mutex);
+    const bool continued = level == GGML_LOG_LEVEL_CONT;
+    const ggml_log_level effective = continued ? s.last_level : level;
+    s.last_level = effective;
+    if (effective == GGML_LOG_LEVEL_ERROR) {
+        keep(s.errors, text, continued);
+    } else if (effective == GGML_LOG_LEVEL_WARN) {
+        keep(s.warnings, text, continued);
+    }
+    if (s.verbose) {
+        fputs(text, stderr);
+    }
+}
+
+std::string join(const std::deque<std::string> & lines) {
+    std::string out;
+    for (const auto & line : lines) {
+        out += out.empty() ? line : "; " + line;
+    }
+    return out;
+}
+
+}  // namespace
+
+void install() {
+    {
+        Sink & s = sink();
+        const std::lock_guard<std::mutex> lock(s.mutex);
+        if (s.installed) {
+            return;
+        }
+        s.installed = true;
+    }
+    llama_log_set(on_log, nullptr);
+    mtmd_helper_log_set(on_log, nullptr);
+}
+
+void set_verbose(bool verbose) {
+    Sink & s = sink();
+    const std::lock_guard<std::mutex> lock(s.mutex);
+    s.verbose = verbose;
+}
+
+void clear() {
+    Sink & s = sink();
+    const std::lock_guard<std::mutex> lock(s.mutex);
+    s.errors.clear();
+    s.warnings.clear();
+}
+
+std::string last_error() {
+    Sink & s = sink();
+    const std::lock_guard<std::mutex> lock(s.mutex);
+    return join(s.errors.empty() ? s.warnings : s.errors);
+}
+
+}  // namespace atp::log_capture

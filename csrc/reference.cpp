@@ -1,0 +1,195 @@
+#include "reference.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <set>
+
+#include "errors.h"
+#include "liveness.h"
+#include "llama_private.h"
+#include "model.h"
+
+namespace atp {
+
+struct Reference::Watch {
+    std::map<int32_t, std::vector<int32_t>> hidden;  // after -> rows; cells equal rows in a fresh single sequence
+    std::set<std::string> names;
+    std::map<std::string, std::vector<Captured>> captured;
+    int32_t passed = 0;                    // layers passed in the present graph
+    std::set<const ggml_tensor *> done;    // masks already changed since then
+    std::vector<char> raw;
+};
+
+namespace {
+
+// -inf in the columns of the hidden cells; mask is [n_kv, n_rows], F16 or F32
+void hide_columns(ggml_tensor * mask, const std::vector<int32_t> & cells, std::vector<char> & raw) {
+    raw.resize(ggml_nbytes(mask));
+    ggml_backend_tensor_get(mask, raw.data(), 0, raw.size());
+    const ggml_fp16_t half = ggml_fp32_to_fp16(-INFINITY);
+    for (int64_t r = 0; r < mask->ne[1]; ++r) {
+        for (const int32_t cell : cells) {
+            char * at = raw.data() + r * mask->nb[1] + cell * mask->nb[0];
+            if (mask->type == GGML_TYPE_F16) {
+                *reinterpret_cast<ggml_fp16_t *>(at) = half;
+            } else {
+                *reinterpret_cast<float *>(at) = -INFINITY;
+            }
+        }
+    }
+    ggml_backend_tensor_set(mask, raw.data(), 0, raw.size());
+}
+
+ggml_tensor * mask_of(const ggml_tensor * t) {
+    return t->op == GGML_OP_FLASH_ATTN_EXT ? t->src[3] : t->op == GGML_OP_SOFT_MAX ? t->src[1] : nullptr;
+}
+
+Captured copy_of(const ggml_tensor * t) {
+    Captured c;
+    c.shape.assign(t->ne, t->ne + GGML_MAX_DIMS);
+    c.data.resize(ggml_nelements(t));
+    std::vector<char> raw(ggml_nbytes(t));
+    ggml_backend_tensor_get(t, raw.data(), 0, raw.size());
+    size_t k = 0;
+    for (int64_t w = 0; w < t->ne[3]; ++w) {
+        for (int64_t z = 0; z < t->ne[2]; ++z) {
+            for (int64_t y = 0; y < t->ne[1]; ++y) {
+                for (int64_t x = 0; x < t->ne[0]; ++x) {
+                    const char * at = raw.data() + x * t->nb[0] + y * t->nb[1] + z * t->nb[2] + w * t->nb[3];
+                    c.data[k++] = t->type == GGML_TYPE_F16 ? ggml_fp16_to_fp32(*reinterpret_cast<const ggml_fp16_t *>(at))
+                                                           : *reinterpret_cast<const float *>(at);
+                }
+            }
+        }
+    }
+    return c;
+}
+
+}  // namespace
+
+bool Reference::on_eval(ggml_tensor * t, bool ask, void * data) {
+    Watch & w = *static_cast<Watch *>(data);
+    const std::string name = t->name;
+    const int32_t border = name.rfind("l_out-", 0) == 0 ? layer_of(t) + 1 : -1;
+    if (ask) {
+        // layers are entered in order, and a group of nodes ends at each border: this mask is not yet in use beyond it
+        ggml_tensor * mask = mask_of(t);
+        if (mask && w.done.insert(mask).second) {
+            for (const auto & [after, rows] : w.hidden) {
+                if (after <= w.passed) {
+                    hide_columns(mask, rows, w.raw);
+                }
+            }
+        }
+        return w.hidden.count(border) > 0 || w.names.count(name) > 0;
+    }
+    if (w.hidden.count(border)) {
+        w.passed = border;
+        w.done.clear();
+    }
+    if (w.names.count(name)) {
+        w.captured[name].push_back(copy_of(t));
+    }
+    return true;
+}
+
+Reference::Reference(const Model & model, int32_t n_ctx, int32_t n_ubatch)
+    : model_(model), n_ubatch_(n_ubatch), watch_(new Watch),
+      ctx_(model.new_context(n_ctx, n_ubatch, nullptr, nullptr), llama_free) {}
+
+Reference::~Reference() = default;
+
+void Reference::hide(int32_t after, std::vector<int32_t> rows) {
+    watch_->hidden[after] = std::move(rows);
+    capture({watch_->names.begin(), watch_->names.end()});
+}
+
+void Reference::capture(std::vector<std::string> names) {
+    watch_->names = {names.begin(), names.end()};
+    if (watch_->names.empty() && watch_->hidden.empty()) {
+        return;
+    }
+    // the callback splits the graph at every node it asks for, so it is only installed when something is watched
+    const int32_t n_ctx = static_cast<int32_t>(llama_n_ctx(ctx_.get()));
+    ctx_.reset();
+    ctx_.reset(model_.new_context(n_ctx, n_ubatch_, reinterpret_cast<void *>(&Reference::on_eval), watch_.get()));
+}
+
+const std::map<std::string, std::vector<Captured>> & Reference::captured() const {
+    return watch_->captured;
+}
+
+void Reference::clear() {
+    llama_memory_clear(llama_get_memory(ctx_.get()), false);
+    watch_->captured.clear();
+}
+
+void Reference::run(const Sequence & seq, const Segment & segment, bool all_logits, std::vector<float> & logits) {
+    const int32_t n = static_cast<int32_t>(segment.end - segment.begin);
+    if (!segment.causal && n > n_ubatch_) {
+        throw StageError("an image of " + std::to_string(n) + " tokens that see each other needs n_ubatch >= " +
+                         std::to_string(n) + ", got " + std::to_string(n_ubatch_));
+    }
+    const int32_t n_pos = segment.image ? model_.n_pos_per_embd() : 1;
+    llama_set_causal_attn(ctx_.get(), segment.causal);
+    for (int32_t done = 0; done < n; done += n_ubatch_) {
+        const int32_t count = std::min(n_ubatch_, n - done);
+        std::vector<llama_token> tokens(count);
+        std::vector<llama_pos> pos(static_cast<size_t>(count) * n_pos);
+        std::vector<int32_t> n_seq(count, 1);
+        llama_seq_id zero = 0;
+        std::vector<llama_seq_id *> seq_ids(count, &zero);
+        std::vector<int8_t> output(count, 0);
+        const Row * rows = &seq.rows[segment.begin + done];
+        for (int32_t i = 0; i < count; ++i) {
+            tokens[i] = rows[i].token;
+            for (int32_t s = 0; s < n_pos; ++s) {
+                pos[static_cast<size_t>(s) * count + i] = rows[i].pos[s];
+            }
+            output[i] = all_logits || segment.begin + done + i + 1 == seq.rows.size() ? 1 : 0;
+        }
+        llama_batch batch = {};
+        batch.n_tokens = count;
+        batch.token = segment.image ? nullptr : tokens.data();
+        batch.embd = segment.image ? const_cast<float *>(&seq.embd[static_cast<size_t>(rows->index) * seq.n_embd_inp]) : nullptr;
+        batch.pos = pos.data();
+        batch.n_seq_id = n_seq.data();
+        batch.seq_id = seq_ids.data();
+        batch.logits = output.data();
+        watch_->passed = 0;
+        watch_->done.clear();
+        if (llama_decode(ctx_.get(), batch) != 0) {
+            throw StageError("llama_decode failed on " + std::to_string(count) + " rows of the reference");
+        }
+        for (int32_t i = 0; i < count; ++i) {
+            if (output[i]) {
+                const float * row = llama_get_logits_ith(ctx_.get(), i);
+                logits.insert(logits.end(), row, row + model_.n_vocab());
+            }
+        }
+    }
+}
+
+std::vector<float> Reference::prefill(const Sequence & seq, bool all_logits) {
+    clear();
+    std::vector<int32_t> live(seq.rows.size());
+    std::iota(live.begin(), live.end(), 0);
+    std::vector<float> logits;
+    for (const Segment & segment : segments(seq, live)) {
+        run(seq, segment, all_logits, logits);
+    }
+    llama_set_causal_attn(ctx_.get(), true);
+    return logits;
+}
+
+std::vector<float> Reference::decode(int32_t token, int32_t pos) {
+    Sequence one;
+    one.n_pos = pos;
+    one.add_text(token);
+    std::vector<float> logits;
+    run(one, {0, 1, false, true}, true, logits);
+    return logits;
+}
+
+}  // namespace atp

@@ -1,0 +1,29 @@
+// What one caption cost, as one plain struct shown everywhere (Python, JSON rows, tables).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <utility>
+#include <vector>
+
+namespace atp {
+
+struct Report {
+    int32_t n_image_tokens = 0;  // before any cut, all images together
+    int32_t n_prompt = 0;        // rows of the sequence: text and image
+    int32_t n_decoded = 0;       // tokens generated
+
+    std::vector<int32_t> n_kept;             // image tokens alive after each cut
+    std::vector<std::vector<int32_t>> kept;  // per cut: the keep list as image-token indices, ascending
+    std::vector<std::pair<int32_t, int32_t>> grids;  // per image: rows, columns of its patch grid
+
+    double tokens_mean = 0.0;  // image tokens averaged over all decoder layers (Table 1 of the ATP paper)
+
+    double t_encode = 0.0;   // ms, vision encoder and projector
+    double t_prefill = 0.0;  // ms, all stages, scoring and compaction included
+    double t_decode = 0.0;   // ms, all generated tokens
+
+    size_t kv_bytes = 0;  // real buffers of all stage caches
+};
+
+}  // namespace atp

@@ -1,0 +1,66 @@
+// One stage at prefill: layers [il_first, il_last) over the live rows, filling its own KV cache.
+//
+// In:  live rows and, from the second stage on, their hidden states [n_live][row_size].
+// Out: hidden states of the same rows, or the logits of the last row; on request the score of every live row.
+// Knows no reason for dropping rows. Throws StageError, PlanError (scores), Cancelled; after a throw the caller removes
+// the sequence from the cache and nothing else has changed.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "graph_cut.h"
+#include "interrupt.h"
+#include "sequence.h"
+#include "stage_cache.h"
+#include "ubatch.h"
+
+namespace atp {
+
+struct StageInput {
+    const Sequence * seq = nullptr;
+    const std::vector<int32_t> * live = nullptr;  // indices into seq->rows, ascending
+    int32_t seq_id = 0;
+    int32_t score_from = -1;   // score the attention of live rows [score_from, n_live); -1: no score
+    bool merge_kinds = false;  // text and image rows may share a ubatch where the stage does not read the prompt
+    bool all_logits = false;   // the last stage gives logits of all rows, not of the last one only
+};
+
+struct StageOutput {
+    std::vector<float> logits;  // [n_outputs][n_vocab], last stage only
+    std::vector<float> score;   // [n_live]: mean over the scored rows and heads of the attention each row receives
+};
+
+class Stage {
+  public:
+    Stage(const Model & model, StageRange range);
+
+    // hidden: in and out (cleared by the last stage)
+    StageOutput prefill(const StageInput & in, HiddenRows & hidden, Interrupt & interrupt);
+
+    StageRange range() const { return range_; }
+    StageCache & cache() { return cache_; }
+    const StageCache & cache() const { return cache_; }
+
+    // the layer scores come from, -1 for none
+    int32_t score_layer() const { return score_layer_; }
+
+  private:
+    struct Run;  // what one prefill accumulates over its ubatches
+    std::vector<Segment> plan_segments(const StageInput & in) const;
+    void run_segment(Run & run, const Segment & segment);
+    void run_ubatch(Run & run, const Segment & segment, const llama_ubatch & ubatch,
+                    const llama_memory_context_i & memory);
+    void compute(Run & run, const Segment & segment, const llama_ubatch & ubatch);
+    void finish_score(Run & run) const;
+
+    const Model & model_;
+    StageRange range_;
+    StageCache cache_;
+    Batcher batcher_;
+    CutGraph graph_;
+    bool reads_prompt_ = true;
+    int32_t score_layer_ = -1;
+};
+
+}  // namespace atp

@@ -1,0 +1,43 @@
+// The KV cache of one stage: layers [il_first, il_last) only, and only as many cells as the survivors need.
+//
+// Several sequences may live in it (unified cells). Knows nothing of images or policies.
+// Throws StageError; a throw leaves no cache behind.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "plan.h"
+
+struct llama_memory_i;
+
+namespace atp {
+
+class Model;
+
+class StageCache {
+  public:
+    StageCache(const Model & model, StageRange range);
+    ~StageCache();
+
+    // makes room for n_cells; keeps the cache when it already has just that size, else builds a new, empty one.
+    // Only legal while no sequence is alive in it
+    void reserve(int32_t n_cells, int32_t n_ubatch);
+
+    llama_memory_i * memory() const { return memory_.get(); }
+    int32_t n_cells() const { return n_cells_; }
+    size_t bytes() const;  // of the real buffers
+
+    void remove(int32_t seq_id);  // forget one sequence
+    void release();               // free the buffers
+
+  private:
+    const Model & model_;
+    StageRange range_;
+    std::unique_ptr<llama_memory_i> memory_;
+    int32_t n_cells_ = 0;
+    int32_t n_ubatch_ = 0;
+};
+
+}  // namespace atp

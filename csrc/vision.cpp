@@ -1,0 +1,169 @@
+#include "vision.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+
+#include "errors.h"
+#include "log_capture.h"
+#include "model.h"
+#include "mtmd-helper.h"
+#include "mtmd.h"
+
+namespace atp {
+
+namespace {
+
+mtmd_context * open_projector(const Model & model, const std::string & path) {
+    const std::string arch = check_gguf(path);
+    if (arch != "clip") {
+        throw ModelError(path + " is a text model (architecture '" + arch + "'), not a vision projector: pass the mmproj file");
+    }
+    mtmd_context_params params = mtmd_context_params_default();
+    params.use_gpu = model.params().n_gpu_layers != 0;
+    params.print_timings = false;
+    params.n_threads = model.params().n_threads;
+    params.warmup = false;
+    log_capture::clear();
+    mtmd_context * ctx = mtmd_init_from_file(path.c_str(), model.llama(), params);
+    if (!ctx) {
+        throw ModelError("the projector " + path + " does not work with " + model.params().path + ": " +
+                         log_capture::last_error());
+    }
+    return ctx;
+}
+
+// libmtmd does not tell the grid of encoders without M-RoPE; theirs is square, or else we call it one row
+void square_grid(ImageSpan & span) {
+    const auto side = static_cast<int32_t>(std::lround(std::sqrt(static_cast<double>(span.n_tokens))));
+    const bool square = side * side == span.n_tokens;
+    span.grid_rows = square ? side : 1;
+    span.grid_cols = square ? side : span.n_tokens;
+}
+
+void mrope_grid(ImageSpan & span, const std::vector<std::array<int32_t, 4>> & pos) {
+    int32_t y0 = pos[0][1];
+    int32_t y1 = y0;
+    for (const auto & p : pos) {
+        y0 = std::min(y0, p[1]);
+        y1 = std::max(y1, p[1]);
+    }
+    const int32_t rows = y1 - y0 + 1;
+    if (span.n_tokens % rows == 0) {
+        span.grid_rows = rows;
+        span.grid_cols = span.n_tokens / rows;
+    } else {
+        square_grid(span);
+    }
+}
+
+double ms_since(std::chrono::steady_clock::time_point start) {
+    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
+}
+
+size_t count_markers(const std::string & prompt, const std::string & marker) {
+    size_t n = 0;
+    for (size_t at = prompt.find(marker); at != std::string::npos; at = prompt.find(marker, at + marker.size())) {
+        ++n;
+    }
+    return n;
+}
+
+}  // namespace
+
+Vision::Vision(const Model & model, const std::string & mmproj_path)
+    : model_(model), ctx_(open_projector(model, mmproj_path), mtmd_free) {
+    if (!mtmd_support_vision(ctx_.get())) {
+        throw ModelError(mmproj_path + " holds no vision encoder (audio only?)");
+    }
+}
+
+Vision::~Vision() = default;
+
+std::string Vision::media_marker() {
+    return mtmd_default_marker();
+}
+
+Sequence Vision::encode(const std::string & prompt, const std::vector<RgbImage> & images, double & t_encode) const {
+    const size_t n_markers = count_markers(prompt, media_marker());
+    if (n_markers != images.size()) {
+        throw ImageError("the prompt has " + std::to_string(n_markers) + " media markers (" + media_marker() + ") for " +
+                         std::to_string(images.size()) + " images; it needs one each");
+    }
+    mtmd::bitmaps bitmaps;
+    for (const RgbImage & image : images) {
+        if (image.width < 1 || image.height < 1) {
+            throw ImageError("an image of " + std::to_string(image.width) + "x" + std::to_string(image.height) +
+                             " pixels has nothing to see");
+        }
+        bitmaps.entries.emplace_back(static_cast<uint32_t>(image.width), static_cast<uint32_t>(image.height), image.data);
+    }
+    const auto pointers = bitmaps.c_ptr();
+    mtmd::input_chunks chunks(mtmd_input_chunks_init());
+    const mtmd_input_text text = {prompt.c_str(), prompt.size(), /*add_special*/ true, /*parse_special*/ true};
+    log_capture::clear();
+    // the array may be the address of an empty vector
+    if (mtmd_tokenize(ctx_.get(), chunks.ptr.get(), &text, const_cast<const mtmd_bitmap **>(pointers.data()), pointers.size())) {
+        throw ImageError("libmtmd cannot prepare the images: " + log_capture::last_error());
+    }
+    Sequence seq;
+    seq.n_embd_inp = model_.n_embd_inp();
+    for (size_t i = 0; i < chunks.size(); ++i) {
+        const mtmd_input_chunk * chunk = chunks[i];
+        switch (mtmd_input_chunk_get_type(chunk)) {
+            case MTMD_INPUT_CHUNK_TYPE_TEXT: {
+                size_t n = 0;
+                const llama_token * tokens = mtmd_input_chunk_get_tokens_text(chunk, &n);
+                std::for_each(tokens, tokens + n, [&](llama_token t) { seq.add_text(t); });
+                break;
+            }
+            case MTMD_INPUT_CHUNK_TYPE_IMAGE:
+                add_image_chunk(seq, chunk, t_encode);
+                break;
+            default:
+                throw ImageError("this projector makes audio of an image; only images are supported");
+        }
+    }
+    return seq;
+}
+
+void Vision::add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk, double & t_encode) const {
+    const auto start = std::chrono::steady_clock::now();
+    log_capture::clear();
+    if (mtmd_encode_chunk(ctx_.get(), chunk) != 0) {
+        throw ImageError("the vision encoder failed: " + log_capture::last_error());
+    }
+    ImageSpan span;
+    span.n_tokens = static_cast<int32_t>(mtmd_input_chunk_get_n_tokens(chunk));
+    span.causal = !mtmd_decode_use_non_causal(ctx_.get(), chunk);
+    std::vector<std::array<int32_t, 4>> pos;
+    if (mtmd_decode_use_mrope(ctx_.get())) {
+        std::vector<mtmd_decoder_pos> where(span.n_tokens);
+        mtmd_helper_image_get_decoder_pos(mtmd_input_chunk_get_tokens_image(chunk), seq.n_pos, where.data());
+        for (const auto & p : where) {
+            pos.push_back({static_cast<int32_t>(p.t), static_cast<int32_t>(p.y), static_cast<int32_t>(p.x),
+                           static_cast<int32_t>(p.z)});
+        }
+        mrope_grid(span, pos);
+    } else {
+        square_grid(span);
+    }
+    seq.add_image(mtmd_get_output_embd(ctx_.get()), span, pos.empty() ? nullptr : &pos,
+                  static_cast<int32_t>(mtmd_input_chunk_get_n_pos(chunk)));
+    t_encode += ms_since(start);
+}
+
+Sequence tokenize_text(const Model & model, const std::string & prompt) {
+    std::vector<llama_token> tokens(prompt.size() + 8);
+    const int32_t n = llama_tokenize(model.vocab(), prompt.c_str(), static_cast<int32_t>(prompt.size()), tokens.data(),
+                                     static_cast<int32_t>(tokens.size()), true, true);
+    if (n < 0) {
+        throw StageError("the prompt does not tokenise (" + std::to_string(-n) + " tokens needed)");
+    }
+    Sequence seq;
+    seq.n_embd_inp = model.n_embd_inp();
+    std::for_each(tokens.begin(), tokens.begin() + n, [&](llama_token t) { seq.add_text(t); });
+    return seq;
+}
+
+}  // namespace atp
