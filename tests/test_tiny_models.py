@@ -188,6 +188,7 @@ def test_random_blocks_have_the_asked_spread(tmp_path, weight_type):
     values = File(path).tensors["w"]
     assert values.shape == (256, 512)
     assert values.std() == pytest.approx(0.05, rel=0.02)
+    assert values.max() == -values.min(), "as many steps up as down"
     assert abs(values.mean()) < 0.05 * 4 / math.sqrt(values.size)
 
 
