@@ -122,6 +122,8 @@ def test_a_changed_patch_is_another_tree(index, patches, cache):
     (patches / "0001-two.patch").write_text(PATCH.replace("+TWO", "+2"))
     second = fetch.ensure(index.pin, patches, cache)
     assert second != first
+    (patches / "0001-two.patch").write_text("Other words.\n" + PATCH)
+    assert fetch.ensure(index.pin, patches, cache) == first
     assert (first / "src/model.cpp").read_text().startswith("one\nTWO\n")
     assert (second / "src/model.cpp").read_text().startswith("one\n2\n")
 

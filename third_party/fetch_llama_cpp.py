@@ -92,13 +92,28 @@ def patch_files(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.patch"))
 
 
+def patch_sections(patch: Path) -> list[str]:
+    """File name and hunks, file by file; the words above the first diff are left out.
+
+    Raises:
+        FetchError: there is no diff in the file.
+    """
+    text = patch.read_text("utf-8")
+    sections = re.split(r"^--- a/.*\n\+\+\+ b/(.*)\n", text, flags=re.MULTILINE)[1:]
+    if not sections:
+        raise FetchError(f"{patch.name}: no '--- a/…' and '+++ b/…' lines in this patch")
+    return sections
+
+
 def source_key(pin: Pin, patches: list[Path]) -> str:
-    """Sixteen hex digits that change with the archive, the part unpacked and any patch."""
+    """Sixteen hex digits that change with the archive, the part unpacked and any patch's diff."""
     digest = hashlib.sha256()
     for part in (pin.sha256, pin.root, *pin.wanted):
         digest.update(part.encode() + b"\0")
     for patch in patches:
-        digest.update(patch.name.encode() + b"\0" + patch.read_bytes() + b"\0")
+        digest.update(
+            patch.name.encode() + b"\0" + "\0".join(patch_sections(patch)).encode() + b"\0"
+        )
     return digest.hexdigest()[:16]
 
 
@@ -231,10 +246,8 @@ def apply_patch(patch: Path, tree: Path) -> None:
     Raises:
         FetchError: the patch names no file, a file that is not there, or does not fit.
     """
-    sections = re.split(r"^--- a/.*\n\+\+\+ b/(.*)\n", patch.read_text("utf-8"), flags=re.MULTILINE)
-    if len(sections) < 3:
-        raise FetchError(f"{patch.name}: no '--- a/…' and '+++ b/…' lines in this patch")
-    for name, body in zip(sections[1::2], sections[2::2], strict=True):
+    sections = patch_sections(patch)
+    for name, body in zip(sections[0::2], sections[1::2], strict=True):
         target = tree / name.strip()
         try:
             text = target.read_bytes().decode("utf-8")
