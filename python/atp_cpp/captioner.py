@@ -1,0 +1,272 @@
+"""One object that turns images into text: opens the images, renders the prompt, runs the engine."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from PIL import Image
+
+from atp_cpp._core import Engine, ModelInfo, Report
+from atp_cpp.config import CutSpec, PolicyLike, SamplingConfig, parse_plan, resolve, settle
+from atp_cpp.errors import AtpError, ImageError, ModelError, PlanError
+from atp_cpp.images import ImageSource, load_image
+from atp_cpp.prompts import DEFAULT_PROMPT, ChatPrompt
+
+DEMO_DIR = Path(__file__).with_name("demo")
+DEMO_MODEL = "atp-demo.gguf"
+DEMO_MMPROJ = "mmproj-atp-demo.gguf"
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """What came out for one prompt.
+
+    Attributes:
+        text: the answer, white space at its ends dropped.
+        finish_reason: "stop" (the model ended it), "length" (n_predict reached) or "cancelled".
+        report: counts, times and bytes; see ``atp_cpp._core.Report``.
+        plan: the cuts that were made, as layer counts.
+        t_load: ms to open the images.
+    """
+
+    text: str
+    finish_reason: str
+    report: Report
+    plan: tuple[CutSpec, ...]
+    t_load: float
+
+
+class Captioner:
+    """A loaded model and its vision projector, for as many captions as wanted.
+
+    Use it as a context manager, or call :meth:`close`. Calls from several threads wait for each
+    other.
+
+    Args:
+        model: GGUF of the text model; None for the built-in demo model.
+        mmproj: GGUF of its vision projector; belongs to ``model``.
+        policy: cuts and who chooses there, as text ("fastv:keep=0.25,after=2"), CutSpec, or several
+            of these. None drops nothing.
+        n_gpu_layers: layers on the accelerator; -1 for all, 0 for none.
+        n_ctx: positions a prompt and its answer may take together.
+        n_ubatch: rows computed at once.
+        n_threads: CPU threads; 0 lets the engine choose.
+        flash_attn: "auto", "on" or "off".
+        type_k: element type of the key cache, "f16", "f32", "q8_0" …
+        type_v: element type of the value cache.
+        self_test: compare the staged decoder with plain llama.cpp at load.
+
+    Raises:
+        ModelError: a file that cannot be used, or a model without vision.
+        PlanError: cuts that this model cannot run.
+    """
+
+    def __init__(
+        self,
+        model: str | os.PathLike[str] | None = None,
+        *,
+        mmproj: str | os.PathLike[str] | None = None,
+        policy: PolicyLike = None,
+        n_gpu_layers: int = -1,
+        n_ctx: int = 4096,
+        n_ubatch: int = 512,
+        n_threads: int = 0,
+        flash_attn: str = "auto",
+        type_k: str = "f16",
+        type_v: str = "f16",
+        self_test: bool = True,
+    ) -> None:
+        plan = parse_plan(policy)
+        self.model, self.mmproj = model_files(model, mmproj)
+        self._lock = threading.Lock()
+        self._engine: Engine | None = Engine(
+            str(self.model),
+            str(self.mmproj),
+            n_gpu_layers=n_gpu_layers,
+            n_ctx=n_ctx,
+            n_ubatch=n_ubatch,
+            n_threads=n_threads,
+            flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
+            self_test=self_test,
+        )
+        try:
+            self._info = self._engine.info
+            if not self._info.has_vision:
+                raise ModelError(
+                    f"{self.mmproj}: holds no vision encoder; give the mmproj file of {self.model}"
+                )
+            self._plan = self.settle_plan(plan)
+            self._prompt = ChatPrompt(
+                self._info.chat_template,
+                bos=self._info.bos,
+                eos=self._info.eos,
+                marker=self._info.media_marker,
+            )
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Captioner:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def info(self) -> ModelInfo:
+        """What the model is; stays readable after close()."""
+        return self._info
+
+    @property
+    def plan(self) -> tuple[CutSpec, ...]:
+        """The cuts made unless a call names others, as layer counts in order of depth."""
+        return self._plan
+
+    def close(self) -> None:
+        """Frees model, projector and caches. Calling it again does nothing."""
+        with self._lock:
+            if self._engine is not None:
+                self._engine.close()
+                self._engine = None
+
+    def caption(
+        self,
+        image: ImageSource | Sequence[ImageSource],
+        prompt: str = DEFAULT_PROMPT,
+        *,
+        policy: PolicyLike = None,
+        sampling: SamplingConfig | None = None,
+        on_token: Callable[[str], bool] | None = None,
+    ) -> Caption:
+        """Answers a prompt about one image, or about several at once.
+
+        Args:
+            image: path, encoded bytes, Pillow image or uint8 [h, w, 3]; or a list of these, all
+                seen in one prompt.
+            prompt: the question.
+            policy: cuts for this call instead of the captioner's; "none" to prune nothing.
+            sampling: how to draw; greedy, at most 128 tokens, if not given.
+            on_token: called with each new piece of text; returning False ends the caption there.
+
+        Raises:
+            ImageError: an image that cannot be opened.
+            PlanError: cuts that this model cannot run.
+            StageError: for instance a context too small for the prompt.
+            AtpError: the captioner is closed, or the prompt holds the media marker.
+            KeyboardInterrupt: Ctrl-C, within one decode step.
+        """
+        plan = self._plan if policy is None else self.settle_plan(parse_plan(policy))
+        started = time.perf_counter()
+        pixels = [load_image(source) for source in _as_list(image)]
+        t_load = 1000 * (time.perf_counter() - started)
+        return self.caption_pixels(
+            pixels, prompt, plan=plan, sampling=sampling, on_token=on_token, t_load=t_load
+        )
+
+    def caption_pixels(
+        self,
+        pixels: Sequence[np.typing.NDArray[np.uint8]],
+        prompt: str,
+        *,
+        plan: Sequence[CutSpec],
+        sampling: SamplingConfig | None = None,
+        on_token: Callable[[str], bool] | None = None,
+        t_load: float = 0.0,
+    ) -> Caption:
+        """The part of :meth:`caption` after opening and planning.
+
+        Args:
+            pixels: uint8 [h, w, 3] each, as load_image returns them.
+            prompt: the question.
+            plan: settled cuts, as settle_plan returns them.
+            sampling: see caption.
+            on_token: see caption.
+            t_load: ms to put into the result.
+        """
+        draw = sampling or SamplingConfig()
+        text = self._prompt.render(prompt, len(pixels))
+        with self._lock:
+            if self._engine is None:
+                raise AtpError("this Captioner is closed; make a new one")
+            result = self._engine.generate(
+                text,
+                pixels,
+                plan=resolve(plan, self._info.n_layer, self._info.legal_cuts),
+                n_predict=draw.n_predict,
+                temp=draw.temp,
+                top_k=draw.top_k,
+                top_p=draw.top_p,
+                min_p=draw.min_p,
+                seed=draw.seed,
+                stop=list(draw.stop),
+                on_token=on_token,
+            )
+        return Caption(
+            text=result.text.strip(),
+            finish_reason=result.finish_reason,
+            report=result.report,
+            plan=tuple(plan),
+            t_load=t_load,
+        )
+
+    def settle_plan(self, plan: Sequence[CutSpec]) -> tuple[CutSpec, ...]:
+        """The plan with layer counts for this model; PlanError if it cannot be run."""
+        settled = settle(plan, self._info.n_layer, self._info.legal_cuts)
+        if settled and not self._info.can_prune:
+            raise PlanError(
+                f"{self.model.name} ({self._info.arch}) cannot be pruned: {self._info.why_not}; "
+                "leave the policy out to run it whole"
+            )
+        return settled
+
+
+def model_files(
+    model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str] | None
+) -> tuple[Path, Path]:
+    """The two files to load: the user's, or the demo's.
+
+    Raises:
+        ModelError: one without the other, or no demo model in this installation.
+    """
+    if model is None:
+        if mmproj is not None:
+            raise ModelError(
+                f"{os.fspath(mmproj)}: a vision projector needs its text model; give the model too"
+            )
+        files = DEMO_DIR / DEMO_MODEL, DEMO_DIR / DEMO_MMPROJ
+        for path in files:
+            if not path.is_file():
+                raise ModelError(
+                    f"this installation has no demo model ({path} is missing); "
+                    "give a model and its mmproj"
+                )
+        return files
+    if mmproj is None:
+        raise ModelError(
+            f"{os.fspath(model)}: a text model sees only with its vision projector; "
+            "give its mmproj file too"
+        )
+    return Path(model), Path(mmproj)
+
+
+def _as_list(image: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
+    if isinstance(image, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
+        return [image]
+    images = list(image)
+    if not images:
+        raise ImageError("expected at least one image, got an empty list")
+    return images

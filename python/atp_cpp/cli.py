@@ -1,0 +1,84 @@
+"""The program ``atp-cpp``: arguments, exit codes, and what becomes of errors.
+
+Exit codes: 0 all good, 1 some inputs failed (each named), 2 usage or model error, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import traceback
+from collections.abc import Sequence
+
+from atp_cpp import _core, cmd_caption, cmd_eval, cmd_explain, cmd_inspect
+from atp_cpp.errors import AtpError
+from atp_cpp.terminal import (
+    EXIT_ERROR,
+    EXIT_INTERRUPTED,
+    EXIT_PIPE_CLOSED,
+    PROGRAM,
+    Output,
+    notes_on_stderr,
+    silence_broken_stdout,
+)
+
+_COMMANDS = (cmd_caption, cmd_explain, cmd_eval, cmd_inspect)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Captions images with GGUF vision models, with image tokens dropped "
+        "between decoder layers.",
+        epilog="Exit codes: 0 all good, 1 some inputs failed, 2 usage or model error, "
+        "130 interrupted.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version",
+        action="version",
+        version=f"{PROGRAM} {_core.__version__}",
+    )
+    commands = parser.add_subparsers(
+        title="commands", dest="command", required=True, metavar="COMMAND"
+    )
+    for command in _COMMANDS:
+        command.add_parser(commands)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the program.
+
+    Args:
+        argv: arguments without the program's name; the process's own if None.
+
+    Returns:
+        The exit code.
+    """
+    args = build_parser().parse_args(argv)
+    output = Output()
+    _core.set_verbose(args.verbose)
+    try:
+        with notes_on_stderr(output):
+            code: int = args.run(args, output)
+            return code
+    except KeyboardInterrupt:
+        output.note("interrupted")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        silence_broken_stdout()
+        return EXIT_PIPE_CLOSED
+    except AtpError as error:
+        _show(output, str(error), args.verbose)
+        return EXIT_ERROR
+    except Exception as error:
+        hint = "" if args.verbose else "; --verbose shows where"
+        _show(output, f"{type(error).__name__}: {error}{hint}", args.verbose)
+        return EXIT_ERROR
+
+
+def _show(output: Output, message: str, verbose: bool) -> None:
+    if verbose:
+        traceback.print_exc()
+    output.error(message)

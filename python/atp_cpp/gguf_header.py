@@ -1,0 +1,145 @@
+"""Key-value pairs and tensor shapes of a GGUF file, without its weights.
+
+Enough to tell a text model from a vision projector before anything is loaded. Format: GGUF versions
+2 and 3, little endian, as ggml's gguf.cpp reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+from atp_cpp.errors import ModelError
+
+Value: TypeAlias = "int | float | bool | str | list[int | float | bool | str]"
+
+# type id in the file -> struct format; 8 is a string, 9 an array
+_SCALARS = {
+    0: "B",
+    1: "b",
+    2: "H",
+    3: "h",
+    4: "I",
+    5: "i",
+    6: "f",
+    7: "?",
+    10: "Q",
+    11: "q",
+    12: "d",
+}
+_STRING = 8
+_ARRAY = 9
+_MAX_KEPT = 64  # array elements that are kept; vocabularies are read past
+_MAX_STRING = 1 << 26  # bytes; longer means a damaged file
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """What the head of the file says.
+
+    Attributes:
+        metadata: key -> value; of long arrays the first 64 elements.
+        shapes: tensor name -> ne, fastest dimension first.
+    """
+
+    metadata: dict[str, Value]
+    shapes: dict[str, tuple[int, ...]]
+
+    @property
+    def arch(self) -> str:
+        """general.architecture, "" if absent."""
+        return str(self.metadata.get("general.architecture", ""))
+
+
+def read_header(path: str | os.PathLike[str]) -> GgufHeader:
+    """Reads the head of a GGUF file.
+
+    Raises:
+        ModelError: no such file, not a GGUF, of an unknown version, or cut short.
+    """
+    name = os.fspath(path)
+    try:
+        with Path(path).open("rb") as stream:
+            return _read(stream, name)
+    except FileNotFoundError:
+        raise ModelError(f"{name}: no such file; check the path") from None
+    except IsADirectoryError:
+        raise ModelError(
+            f"{name}: expected a GGUF file, got a directory; name the file in it"
+        ) from None
+    except PermissionError:
+        raise ModelError(f"{name}: no permission to read this file") from None
+    except OSError as error:
+        raise ModelError(f"{name}: cannot be read: {error.strerror or error}") from error
+    except (struct.error, EOFError, UnicodeDecodeError, KeyError) as error:
+        raise ModelError(
+            f"{name}: the GGUF header is cut short or damaged; download or convert the file again"
+        ) from error
+
+
+def _read(stream: BinaryIO, name: str) -> GgufHeader:
+    magic = stream.read(4)
+    if magic != b"GGUF":
+        got = f"a file that begins with {magic!r}" if magic else "an empty file"
+        raise ModelError(
+            f"{name}: expected a GGUF file, got {got}; convert the model to GGUF first"
+        )
+    version = _scalar(stream, "I")
+    if version not in (2, 3):
+        raise ModelError(
+            f"{name}: expected GGUF version 2 or 3, got {version}; convert the model again"
+        )
+    n_tensors = int(_scalar(stream, "Q"))
+    n_pairs = int(_scalar(stream, "Q"))
+    metadata: dict[str, Value] = {}
+    for _ in range(n_pairs):
+        key = _string(stream)
+        metadata[key] = _value(stream, int(_scalar(stream, "I")))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for _ in range(n_tensors):
+        tensor = _string(stream)
+        n_dims = int(_scalar(stream, "I"))
+        if n_dims > 8:
+            raise EOFError
+        shapes[tensor] = tuple(int(_scalar(stream, "Q")) for _ in range(n_dims))
+        stream.read(12)  # element type and offset
+    return GgufHeader(metadata, shapes)
+
+
+def _scalar(stream: BinaryIO, form: str) -> int | float | bool:
+    data = stream.read(struct.calcsize("<" + form))
+    value: int | float | bool = struct.unpack("<" + form, data)[0]
+    return value
+
+
+def _string(stream: BinaryIO) -> str:
+    length = int(_scalar(stream, "Q"))
+    if length > _MAX_STRING:
+        raise EOFError
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError
+    return data.decode("utf-8", errors="replace")
+
+
+def _value(stream: BinaryIO, kind: int) -> Value:
+    if kind == _STRING:
+        return _string(stream)
+    if kind != _ARRAY:
+        return _scalar(stream, _SCALARS[kind])
+    element = int(_scalar(stream, "I"))
+    length = int(_scalar(stream, "Q"))
+    kept: list[int | float | bool | str] = []
+    if element == _STRING:
+        for i in range(length):
+            text = _string(stream)
+            if i < _MAX_KEPT:
+                kept.append(text)
+        return kept
+    form = _SCALARS[element]
+    kept.extend(_scalar(stream, form) for _ in range(min(length, _MAX_KEPT)))
+    stream.seek((length - len(kept)) * struct.calcsize("<" + form), os.SEEK_CUR)
+    return kept

@@ -1,0 +1,313 @@
+"""Any picture a user may have -> uint8 [h, w, 3] RGB, or an ImageError that says what is wrong.
+
+Knows Pillow and NumPy, nothing of models. Every way in ends in :func:`load_image`:
+
+* EXIF orientation is applied; of an animation the first frame is taken.
+* Transparent pixels are laid over white, and a note says so.
+* Palette, greyscale, CMYK, YCbCr, Lab and 1-bit images are converted by Pillow; 16-bit greyscale
+  keeps its high byte; 32-bit integers count as 16-bit; floats count as 0..1 (or 0..255 when any
+  value is above 1).
+* HEIC opens when ``pillow-heif`` is installed.
+* Size is checked in the header, before a pixel is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from atp_cpp.errors import ImageError
+
+Pixels: TypeAlias = NDArray[np.uint8]
+ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
+
+MIN_SIDE = 2  # px; a 1x1 image holds nothing to see
+MAX_PIXELS = 89_478_485  # Pillow's own line between photos and decompression bombs; 256 MiB as RGB
+MAX_ASPECT = 200  # longer side / shorter side
+
+_ORIENTATION_TAG = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_RUNS_A_PROGRAM = {"EPS", "WMF"}  # Pillow would start Ghostscript or the system's renderer
+
+_EXPECTED = "expected an image (JPEG, PNG, WebP, GIF, TIFF, BMP …)"
+# first bytes -> what the file is, and what to do
+_NOT_IMAGES: tuple[tuple[bytes, str], ...] = (
+    (b"%PDF", "got a PDF document; turn a page into PNG first (pdftoppm -png -r 150 FILE page)"),
+    (b"GGUF", "got a GGUF model; models are given with -m and --mmproj"),
+    (b"PK\x03\x04", "got a ZIP archive; unpack it first"),
+    (b"\x1f\x8b", "got a gzip archive; unpack it first"),
+    (b"%!PS", "got a PostScript drawing; turn it into PNG first (gs -sDEVICE=png16m -r150 -o …)"),
+    (b"<svg", "got an SVG drawing; turn it into PNG first (rsvg-convert FILE -o out.png)"),
+    (
+        b"<?xml",
+        "got an XML or SVG file; turn a drawing into PNG first (rsvg-convert FILE -o out.png)",
+    ),
+    (
+        b"<!DOCTYPE",
+        "got an HTML page, perhaps an error page from a download; fetch the image again",
+    ),
+    (
+        b"<!doctype",
+        "got an HTML page, perhaps an error page from a download; fetch the image again",
+    ),
+    (b"<html", "got an HTML page, perhaps an error page from a download; fetch the image again"),
+    (b"version https://git-lfs", "got a Git LFS pointer; run `git lfs pull`"),
+)
+_HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
+
+_log = logging.getLogger(__name__)
+
+
+def load_image(source: ImageSource) -> Pixels:
+    """Opens one image.
+
+    Args:
+        source: path, encoded bytes, a Pillow image, or pixels as uint8 [h, w, 3] in RGB order.
+
+    Returns:
+        uint8 [h, w, 3], RGB, upright, C-contiguous.
+
+    Raises:
+        ImageError: in one line: which image, what was expected, what came, what to do.
+    """
+    if isinstance(source, np.ndarray):
+        return _from_array(source)
+    name = source_name(source)
+    if isinstance(source, Image.Image):
+        check_size(name, source.width, source.height)
+        return _decode(source, name)
+    with _opened(source, name) as stream, _identified(stream, name) as image:
+        check_size(name, image.width, image.height)
+        return _decode(image, name)
+
+
+def source_name(source: ImageSource) -> str:
+    """The name of an image in messages and rows: its path, or what kind of object it is."""
+    if isinstance(source, bytes):
+        return "<bytes>"
+    if isinstance(source, np.ndarray):
+        return "<array>"
+    if isinstance(source, Image.Image):
+        return str(getattr(source, "filename", "")) or "<Pillow image>"
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    raise ImageError(
+        f"{_EXPECTED} as a path, bytes, a Pillow image or uint8 [h, w, 3], "
+        f"got {type(source).__name__}"
+    )
+
+
+def check_size(name: str, width: int, height: int) -> None:
+    """Raises ImageError for sides and shapes that no vision encoder can use. Sizes in pixels."""
+    size = f"{width}x{height}"
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(
+            f"{name}: expected sides of at least {MIN_SIDE} pixels, got {size}; "
+            "there is nothing to see in it"
+        )
+    if width * height > MAX_PIXELS:
+        raise ImageError(
+            f"{name}: expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got {size} "
+            f"({width * height / 1e6:.0f} megapixels); scale it down first"
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise ImageError(
+            f"{name}: expected sides in a ratio of at most {MAX_ASPECT}:1, got {size}; "
+            "cut it into pieces first"
+        )
+
+
+def _from_array(pixels: NDArray[Any]) -> Pixels:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ImageError(
+            "<array>: expected uint8 pixels [h, w, 3] in RGB order, got "
+            f"{pixels.dtype} {list(pixels.shape)}; scale to 0..255, then .astype(np.uint8)"
+        )
+    check_size("<array>", pixels.shape[1], pixels.shape[0])
+    return np.ascontiguousarray(pixels)
+
+
+@contextmanager
+def _opened(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[BinaryIO]:
+    """A seekable stream of the file's bytes; nothing but the header is read yet."""
+    if isinstance(source, bytes):
+        if not source:
+            raise ImageError(f"{name}: {_EXPECTED}, got 0 bytes")
+        yield io.BytesIO(source)
+        return
+    stream = _open_path(Path(source), name)
+    with stream:
+        yield stream
+
+
+def _open_path(path: Path, name: str) -> BinaryIO:
+    if name.startswith(("http://", "https://")):
+        raise ImageError(f"{name}: expected a file, got a web address; download it first")
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise ImageError(
+                f"{name}: {_EXPECTED}, got a directory; name its files, for instance {name}/*.jpg"
+            )
+        if stat.S_ISFIFO(status.st_mode):
+            return io.BytesIO(path.read_bytes())  # `atp-cpp caption <(curl …)`
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(f"{name}: {_EXPECTED}, got a device or socket; name a regular file")
+        if status.st_size == 0:
+            raise ImageError(
+                f"{name}: {_EXPECTED}, got an empty file (0 bytes); copy or download it again"
+            )
+        return path.open("rb")
+    except FileNotFoundError:
+        raise ImageError(f"{name}: no such file; check the path") from None
+    except PermissionError:
+        raise ImageError(
+            f"{name}: no permission to read this file; chmod or chown it, or copy it"
+        ) from None
+    except (OSError, ValueError) as error:  # name too long, embedded NUL, I/O error
+        raise ImageError(f"{name}: cannot be read: {_reason(error)}") from error
+
+
+def _identified(stream: BinaryIO, name: str) -> Image.Image:
+    """The image with its header read and no pixel decoded."""
+    head = stream.read(64)
+    stream.seek(0)
+    _register_heif()
+    try:
+        with _pillow_quiet():
+            image = Image.open(stream)
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{name}: expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got more: "
+            f"{_reason(error)}; scale it down first"
+        ) from error
+    except UnidentifiedImageError:
+        raise ImageError(f"{name}: {_EXPECTED}, {_what_it_is(head)}") from None
+    except Exception as error:  # Pillow's plugins raise almost anything on broken headers
+        raise ImageError(
+            f"{name}: the header is damaged: {_reason(error)}; save it again as PNG"
+        ) from error
+    if image.format in _RUNS_A_PROGRAM:
+        raise ImageError(
+            f"{name}: {_EXPECTED}, got a vector drawing ({image.format}); turn it into PNG first"
+        )
+    return image
+
+
+def _what_it_is(head: bytes) -> str:
+    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    for magic, what in _NOT_IMAGES:
+        if start.startswith(magic):
+            return what
+    if head[4:8] == b"ftyp":
+        if head[8:12] in _HEIC_BRANDS:
+            return "got a HEIC photo; `pip install pillow-heif` opens these, or save it as JPEG"
+        return "got a video; take a frame first (ffmpeg -i FILE -frames:v 1 frame.png)"
+    if head.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")):
+        return "got the beginning of one that is cut off or damaged; copy or download it again"
+    if _is_text(head):
+        return "got a text file; name an image"
+    return "got a file of an unknown kind; name an image, or save this one as PNG"
+
+
+def _is_text(head: bytes) -> bool:
+    text = head.decode("utf-8", errors="ignore")
+    lost = len(head) - len(text.encode())  # up to 3 bytes when the last character is cut
+    return lost <= 3 and all(c.isprintable() or c in "\t\r\n\f" for c in text)
+
+
+def _decode(image: Image.Image, name: str) -> Pixels:
+    try:
+        with _pillow_quiet():
+            image.load()  # the first frame, if there are several
+            upright = _turned(image)
+            return np.array(_to_rgb(upright, name), dtype=np.uint8, order="C")
+    except ImageError:
+        raise
+    except MemoryError as error:
+        raise ImageError(
+            f"{name}: out of memory while decoding {image.width}x{image.height}"
+        ) from error
+    except Exception as error:  # Pillow's decoders raise almost anything on broken data
+        raise ImageError(
+            f"{name}: the image data is damaged or cut off: {_reason(error)}; "
+            "copy or download it again"
+        ) from error
+
+
+def _turned(image: Image.Image) -> Image.Image:
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception as error:  # a damaged EXIF block must not cost the picture
+        _log.debug("EXIF data ignored: %s", error)
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image, name: str) -> Image.Image:
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return _deep_grey(image).convert("RGB")
+    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        low, _ = cast("tuple[int, int]", rgba.getchannel("A").getextrema())
+        if low < 255:
+            _log.info("transparent pixels are shown over white (first in %s)", name)
+            paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+            return Image.alpha_composite(paper, rgba).convert("RGB")
+        return rgba.convert("RGB")
+    return image.convert("RGB")
+
+
+def _deep_grey(image: Image.Image) -> Image.Image:
+    """Greyscale of 16 and 32 bits -> 8; Pillow itself would clip all above 255 to white."""
+    values = np.asarray(image)
+    if image.mode == "F":
+        values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=255.0, neginf=0.0)
+        scaled = values * 255.0 if values.max(initial=0.0) <= 1.0 else values
+    else:
+        scaled = values.astype(np.float64) / 257.0
+    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8), mode=None)
+
+
+@contextmanager
+def _pillow_quiet() -> Iterator[None]:
+    """No warnings of Pillow's: it warns of odd metadata, and of sizes that check_size judges."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\b")
+        yield
+
+
+def _register_heif() -> None:
+    if "HEIF" in Image.OPEN:
+        return
+    try:
+        pillow_heif = import_module("pillow_heif")
+    except ImportError:
+        return
+    pillow_heif.register_heif_opener()
+
+
+def _reason(error: BaseException) -> str:
+    """One line out of an exception."""
+    text = getattr(error, "strerror", None) or str(error) or type(error).__name__
+    return " ".join(str(text).split())

@@ -1,0 +1,136 @@
+"""Results to stdout, everything else to stderr; and what happens when a stream breaks."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, TypeVar
+
+from tqdm import tqdm
+
+PROGRAM = "atp-cpp"
+
+EXIT_OK = 0
+EXIT_SOME_FAILED = 1
+EXIT_ERROR = 2
+EXIT_INTERRUPTED = 130
+EXIT_PIPE_CLOSED = (
+    141  # what a shell reports for a program that SIGPIPE ended; never seen in `… | head -1`
+)
+
+T = TypeVar("T")
+
+
+class Output:
+    """Results on stdout, each flushed; notes and errors on stderr, each one line.
+
+    While a progress bar is on the screen, both are written above it.
+    """
+
+    def __init__(self) -> None:
+        self._bar_shown = False
+        for stream in (sys.stdout, sys.stderr):
+            # a file name that is not valid UTF-8 must not end the run
+            if hasattr(stream, "reconfigure"):
+                stream.reconfigure(errors="backslashreplace")
+
+    def result(self, text: str) -> None:
+        """One result, with a line end."""
+        self._write(sys.stdout, text)
+
+    def row(self, row: dict[str, Any]) -> None:
+        """One JSON row."""
+        encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
+        self.result(json.dumps(row, ensure_ascii=encoding != "utf8"))
+
+    def piece(self, text: str) -> None:
+        """A piece of a result, as it comes."""
+        sys.stdout.write(text)
+        sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Something to know."""
+        self._write(sys.stderr, f"{PROGRAM}: {one_line(text)}")
+
+    def error(self, text: str) -> None:
+        """Something that failed."""
+        self._write(sys.stderr, f"{PROGRAM}: error: {one_line(text)}")
+
+    @contextmanager
+    def progress(
+        self, items: Iterable[T], total: int, *, unit: str = "image"
+    ) -> Iterator[Iterable[T]]:
+        """The items; with a bar on stderr if that is a terminal and there is more than one item."""
+        if total < 2 or not is_terminal(sys.stderr):
+            yield items
+            return
+        self._bar_shown = True
+        bar = tqdm(items, total=total, file=sys.stderr, unit=unit, dynamic_ncols=True)
+        try:
+            yield bar
+        finally:
+            bar.close()
+            self._bar_shown = False
+
+    def _write(self, stream: TextIO | None, text: str) -> None:
+        if stream is None:  # closed by the shell: `>&-`
+            return
+        if self._bar_shown:
+            tqdm.write(text, file=stream)
+        else:
+            stream.write(text + "\n")
+        stream.flush()
+
+
+class NoteHandler(logging.Handler):
+    """Log records of the package as notes on stderr: INFO and WARNING, each kind once."""
+
+    def __init__(self, output: Output) -> None:
+        super().__init__(logging.INFO)
+        self._output = output
+        self._seen: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints the record unless one with the same message form was printed."""
+        form = str(record.msg)
+        if form not in self._seen:
+            self._seen.add(form)
+            self._output.note(f"note: {record.getMessage()}")
+
+
+@contextmanager
+def notes_on_stderr(output: Output) -> Iterator[None]:
+    """While active, the package's log records are shown as notes."""
+    logger = logging.getLogger("atp_cpp")
+    handler = NoteHandler(output)
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether a person watches this stream."""
+    return stream is not None and stream.isatty()
+
+
+def silence_broken_stdout() -> None:
+    """After a broken pipe: let Python's own flush at exit go nowhere instead of complaining."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
+
+
+def one_line(text: str) -> str:
+    """Line ends and control characters (in file names, say) as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.strip())

@@ -1,0 +1,57 @@
+"""Fixtures of the Python side's tests; a test module names this file in `pytest_plugins`."""
+
+import atp_cpp
+import numpy as np
+import pytest
+from atp_cpp import captioner
+from fake_engine import FakeEngine
+from PIL import Image, ImageDraw
+
+
+@pytest.fixture
+def fake_engine(monkeypatch):
+    """`fake_engine(**steer)` puts a FakeEngine class in the place of the real engine."""
+
+    def put(**steer):
+        engine = FakeEngine.fresh(**steer)
+        monkeypatch.setattr(captioner, "Engine", engine)
+        return engine
+
+    return put
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """Path of a PNG: 60 wide, 40 high, white, a red box in its upper left."""
+    path = tmp_path / "scene.png"
+    image = Image.new("RGB", (60, 40), "white")
+    ImageDraw.Draw(image).rectangle([4, 4, 20, 16], fill=(255, 0, 0))
+    image.save(path)
+    return path
+
+
+@pytest.fixture
+def pixels():
+    """uint8 [40, 60, 3] of noise."""
+    return np.random.default_rng(7).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="session")
+def tiny_files(tiny_model, tiny_mmproj):
+    """(model, mmproj) of a small random llama with vision: 8 layers, 8 x 8 image tokens."""
+    return tiny_model("llama", n_layer=8), tiny_mmproj("mlp")
+
+
+@pytest.fixture(scope="module")
+def tiny_captioner(tiny_files):
+    """The real engine on a small random model."""
+    model, mmproj = tiny_files
+    with atp_cpp.Captioner(model, mmproj=mmproj, n_ctx=512, n_threads=2) as cap:
+        yield cap
+
+
+@pytest.fixture(scope="module")
+def demo_captioner():
+    """The real engine on the model that is shipped."""
+    with atp_cpp.Captioner(n_threads=2) as cap:
+        yield cap

@@ -1,0 +1,403 @@
+"""Captioner: what reaches the engine, what comes back, who frees what; then the real engine."""
+
+import json
+import struct
+import threading
+
+import numpy as np
+import pytest
+from fake_engine import FakeEngine
+from PIL import Image
+
+import atp_cpp
+from atp_cpp import Captioner, CutSpec, SamplingConfig, captioner
+from atp_cpp.errors import AtpError, ImageError, ModelError, PlanError, StageError
+
+pytest_plugins = ("fixtures_python",)
+
+
+def make(engine, **options):
+    cap = Captioner("model.gguf", mmproj="mmproj.gguf", **options)
+    return cap, engine.made[0]
+
+
+# ---- with a fake engine
+
+
+def test_options_reach_the_engine(fake_engine):
+    _, engine = make(
+        fake_engine(), n_gpu_layers=0, n_ctx=512, n_ubatch=64, n_threads=3, flash_attn="off",
+        type_k="f32", type_v="q8_0", self_test=False,
+    )  # fmt: skip
+    assert (engine.model, engine.mmproj) == ("model.gguf", "mmproj.gguf")
+    assert engine.options == {
+        "n_gpu_layers": 0, "n_ctx": 512, "n_ubatch": 64, "n_threads": 3, "flash_attn": "off",
+        "type_k": "f32", "type_v": "q8_0", "self_test": False,
+    }  # fmt: skip
+
+
+def test_every_engine_option_is_offered(fake_engine):
+    """Nothing the engine takes is left out but n_seq_max, which batches will need."""
+    import ast
+    from pathlib import Path
+
+    tree = ast.parse(Path(atp_cpp.__file__).with_name("_core.pyi").read_text(encoding="utf-8"))
+    (engine,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Engine")
+    constructor = engine.body[0]
+    _, made = make(fake_engine())
+    assert {a.arg for a in constructor.args.kwonlyargs} - {"n_seq_max"} == set(made.options)
+
+
+def test_a_caption_end_to_end(fake_engine, scene):
+    cap, engine = make(fake_engine(), policy="fastv:keep=0.25,after=2")
+    caption = cap.caption(scene)
+    (call,) = engine.calls
+    assert call["prompt"] == "USER: <__media__>\nDescribe the image. ASSISTANT:"
+    assert call["plan"] == [(2, "fastv", 0.25, 0)]
+    assert (call["n_predict"], call["temp"], call["stop"]) == (128, 0.0, [])
+    np.testing.assert_array_equal(call["images"][0], np.asarray(Image.open(scene)))
+    assert caption.text == "A red circle."  # the leading space of the first token is dropped
+    assert caption.finish_reason == "stop"
+    assert caption.report.n_kept == [4]
+    assert caption.plan == (CutSpec(2, "fastv", 0.25),)
+    assert caption.t_load > 0
+    with pytest.raises(AttributeError):
+        caption.text = "x"
+
+
+def test_sampling_reaches_the_engine(fake_engine, scene):
+    cap, engine = make(fake_engine())
+    draw = SamplingConfig(
+        n_predict=3, temp=0.7, top_k=5, top_p=0.8, min_p=0.1, seed=11, stop=("\n", "###")
+    )
+    caption = cap.caption(scene, "Why?", sampling=draw)
+    (call,) = engine.calls
+    names = ("n_predict", "temp", "top_k", "top_p", "min_p", "seed", "stop")
+    assert [call[n] for n in names] == [3, 0.7, 5, 0.8, 0.1, 11, ["\n", "###"]]
+    assert caption.finish_reason == "length"
+
+
+def test_several_images_in_one_prompt(fake_engine, scene, pixels):
+    cap, engine = make(fake_engine())
+    cap.caption([scene, pixels, scene.read_bytes()], "Compare.")
+    (call,) = engine.calls
+    assert call["prompt"].count("<__media__>") == 3
+    assert [image.shape for image in call["images"]] == [(40, 60, 3)] * 3
+    np.testing.assert_array_equal(call["images"][1], pixels)
+
+
+def test_policy_of_a_call_goes_before_the_captioners(fake_engine, scene):
+    cap, engine = make(fake_engine(), policy="fastv:keep=0.25,after=2")
+    cap.caption(scene, policy="none")
+    cap.caption(scene, policy=["grid:keep=0.5,after=0.5", "random:after=1,seed=4"])
+    cap.caption(scene)
+    plans = [call["plan"] for call in engine.calls]
+    assert plans[0] == []
+    assert plans[1] == [(1, "random", 0.5, 4), (4, "grid", 0.5, 0)]
+    assert plans[2] == [(2, "fastv", 0.25, 0)]
+
+
+def test_on_token_sees_pieces_and_can_stop(fake_engine, scene):
+    cap, _ = make(fake_engine())
+    seen = []
+
+    def two(piece):
+        seen.append(piece)
+        return len(seen) < 2
+
+    caption = cap.caption(scene, on_token=two)
+    assert seen == [" A", " red"]
+    assert (caption.text, caption.finish_reason) == ("A red", "cancelled")
+
+
+def test_close_frees_once_and_forbids_use(fake_engine, scene):
+    with Captioner("m.gguf", mmproj="p.gguf", policy=None) if fake_engine() else None as cap:
+        engine = cap._engine
+    assert engine.closed
+    cap.close()
+    assert cap.info.arch == "fake"
+    with pytest.raises(AtpError, match="closed"):
+        cap.caption(scene)
+
+
+@pytest.mark.parametrize(
+    ("info", "options", "error", "says"),
+    [
+        ({"has_vision": False}, {}, ModelError, "holds no vision encoder"),
+        ({}, {"policy": "fastv:after=99"}, PlanError, "this model has 8 layers"),
+        ({"chat_template": "{% if %}"}, {}, ModelError, "not valid Jinja"),
+        (
+            {"can_prune": False, "why_not": "it is looped"},
+            {"policy": "fastv"},
+            PlanError,
+            "m.gguf (fake) cannot be pruned: it is looped",
+        ),
+    ],
+)
+def test_an_engine_that_was_made_is_closed_when_the_rest_fails(
+    fake_engine, info, options, error, says
+):
+    engine = fake_engine(info=info)
+    with pytest.raises(error) as caught:
+        Captioner("m.gguf", mmproj="p.gguf", **options)
+    assert says in str(caught.value)
+    assert engine.made[0].closed
+
+
+def test_a_model_that_cannot_be_pruned_still_captions(fake_engine, scene):
+    fake_engine(info={"can_prune": False, "why_not": "it is looped", "legal_cuts": ()})
+    with Captioner("m.gguf", mmproj="p.gguf") as cap:
+        assert cap.caption(scene, policy="none").text == "A red circle."
+        with pytest.raises(PlanError):
+            cap.caption(scene, policy="grid:after=1")
+
+
+def test_bad_policy_is_found_before_a_model_is_loaded(fake_engine):
+    engine = fake_engine()
+    with pytest.raises(PlanError, match="unknown policy"):
+        Captioner("m.gguf", mmproj="p.gguf", policy="fast")
+    assert engine.made == []
+
+
+def test_bad_image_never_reaches_the_engine(fake_engine, tmp_path):
+    cap, engine = make(fake_engine())
+    with pytest.raises(ImageError, match="no such file"):
+        cap.caption(tmp_path / "none.png")
+    with pytest.raises(ImageError, match="empty list"):
+        cap.caption([])
+    assert engine.calls == []
+
+
+def test_model_and_mmproj_belong_together(fake_engine):
+    fake_engine()
+    with pytest.raises(ModelError, match="mmproj"):
+        Captioner("m.gguf")
+    with pytest.raises(ModelError, match="needs its text model"):
+        Captioner(mmproj="p.gguf")
+
+
+def test_without_a_model_it_is_the_demos(fake_engine, monkeypatch, tmp_path):
+    monkeypatch.setattr(captioner, "DEMO_DIR", tmp_path)
+    engine = fake_engine()
+    with pytest.raises(ModelError, match="no demo model"):
+        Captioner()
+    (tmp_path / "atp-demo.gguf").touch()
+    (tmp_path / "mmproj-atp-demo.gguf").touch()
+    with Captioner() as cap:
+        assert engine.made[0].model == str(tmp_path / "atp-demo.gguf")
+        assert cap.mmproj == tmp_path / "mmproj-atp-demo.gguf"
+
+
+def test_threads_take_turns(fake_engine, pixels, monkeypatch):
+    inside = threading.Lock()
+    real = FakeEngine.generate
+
+    def alone(self, *args, **options):
+        assert inside.acquire(blocking=False), "two calls in the engine at once"
+        try:
+            return real(self, *args, **options)
+        finally:
+            inside.release()
+
+    monkeypatch.setattr(FakeEngine, "generate", alone)
+    cap, engine = make(fake_engine())
+    failures = []
+
+    def work():
+        try:
+            for _ in range(20):
+                cap.caption(pixels)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert len(engine.calls) == 80
+
+
+def test_public_names():
+    for name in atp_cpp.__all__:
+        assert getattr(atp_cpp, name) is not None
+    for error in (ImageError, ModelError, PlanError, StageError):
+        assert issubclass(error, AtpError)
+
+
+# ---- with the real engine on a small random model
+
+
+def test_real_caption(tiny_captioner, scene):
+    seen = []
+    caption = tiny_captioner.caption(
+        scene, sampling=SamplingConfig(n_predict=12), on_token=lambda p: not seen.append(p)
+    )
+    report = caption.report
+    assert report.grids == [(8, 8)]
+    assert report.n_image_tokens == 64
+    assert report.n_kept == []
+    assert report.tokens_mean == 64
+    assert 0 < report.n_decoded <= 12
+    assert "".join(seen).strip() == caption.text
+    assert min(report.t_encode, report.t_prefill, report.t_decode) > 0
+
+
+def test_real_pruning_counts_and_cache(tiny_captioner, scene):
+    draw = SamplingConfig(n_predict=4)
+    whole = tiny_captioner.caption(scene, sampling=draw)
+    cut = tiny_captioner.caption(
+        scene, policy=["fastv:keep=0.5,after=0.25", "fastv:keep=0.25,after=4"], sampling=draw
+    )
+    assert [c.after for c in cut.plan] == [2, 4]
+    assert cut.report.n_kept == [32, 16]
+    assert cut.report.tokens_mean == (2 * 64 + 2 * 32 + 4 * 16) / 8
+    assert set(cut.report.kept[1]) < set(cut.report.kept[0]) < set(range(64))
+    assert cut.report.kv_bytes < whole.report.kv_bytes
+    again = tiny_captioner.caption(scene, sampling=draw)
+    assert again.text == whole.text
+    assert again.report.kv_bytes == whole.report.kv_bytes
+
+
+def test_real_unpruned_cut_changes_nothing(tiny_captioner, scene):
+    draw = SamplingConfig(n_predict=16)
+    whole = tiny_captioner.caption(scene, sampling=draw)
+    staged = tiny_captioner.caption(scene, policy=["none:after=3", "none:after=5"], sampling=draw)
+    assert staged.text == whole.text
+    assert staged.report.n_kept == [64, 64]
+
+
+def test_real_image_matters_and_does_not_leak(tiny_captioner, scene, pixels):
+    draw = SamplingConfig(n_predict=16)
+    first = tiny_captioner.caption(scene, sampling=draw).text
+    other = tiny_captioner.caption(pixels, sampling=draw).text
+    assert other != first
+    assert tiny_captioner.caption(scene, sampling=draw).text == first
+
+
+def test_real_two_images_have_quotas(tiny_captioner, scene, pixels):
+    caption = tiny_captioner.caption(
+        [scene, pixels],
+        policy="grid:keep=0.25,after=1",
+        sampling=SamplingConfig(n_predict=2),
+    )
+    assert caption.report.grids == [(8, 8), (8, 8)]
+    kept = np.array(caption.report.kept[0])
+    assert ((kept < 64).sum(), (kept >= 64).sum()) == (16, 16)
+
+
+def test_real_stop_text_and_seed(tiny_captioner, scene):
+    text = tiny_captioner.caption(scene, sampling=SamplingConfig(n_predict=16)).text
+    stop = text[len(text) // 2 :][:3]
+    short = tiny_captioner.caption(scene, sampling=SamplingConfig(n_predict=16, stop=(stop,)))
+    assert short.finish_reason == "stop"
+    assert stop not in short.text
+    draws = [
+        tiny_captioner.caption(
+            scene, sampling=SamplingConfig(n_predict=16, temp=2.0, top_k=0, top_p=1.0, seed=seed)
+        ).text
+        for seed in (1, 1, 2)
+    ]
+    assert draws[0] == draws[1]
+    assert draws[0] != draws[2]
+
+
+def test_real_context_too_small(tiny_captioner, scene):
+    with pytest.raises(AtpError) as caught:
+        tiny_captioner.caption(scene, "word " * 600)
+    assert "\n" not in str(caught.value)
+    assert "512" in str(caught.value)  # names the context it has
+    assert tiny_captioner.caption(scene, sampling=SamplingConfig(n_predict=2)).report.n_decoded
+
+
+def test_real_interrupt_stops_within_a_step(tiny_captioner, scene):
+    """A signal that arrives while the engine computes, without a callback to see it."""
+    import signal
+    import time
+
+    long = SamplingConfig(n_predict=300)
+    timer = threading.Timer(0.15, lambda: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    started = time.perf_counter()
+    timer.start()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            while True:
+                tiny_captioner.caption(scene, sampling=long)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
+    assert time.perf_counter() - started < 2
+    assert tiny_captioner.caption(scene, sampling=SamplingConfig(n_predict=2)).report.n_decoded
+
+
+def write_gguf_head(path, pairs):
+    """A GGUF of strings only and without tensors."""
+    body = struct.pack("<QQ", 0, len(pairs))
+    for key, value in pairs.items():
+        for text, prefix in ((key, b""), (value, struct.pack("<I", 8))):
+            body += prefix + struct.pack("<Q", len(text)) + text.encode()
+    path.write_bytes(b"GGUF" + struct.pack("<I", 3) + body)
+
+
+@pytest.mark.parametrize("which", ["missing", "text", "empty", "directory", "cut", "json", "alien"])
+@pytest.mark.parametrize("role", ["model", "mmproj"])
+def test_real_bad_files(tmp_path, tiny_files, which, role):
+    bad = tmp_path / "bad.gguf"
+    good = dict(zip(("model", "mmproj"), tiny_files, strict=True))
+    if which == "text":
+        bad.write_text("these are words\n" * 20)
+    elif which == "json":
+        bad.write_text(json.dumps({"a": 1}))
+    elif which == "empty":
+        bad.touch()
+    elif which == "directory":
+        bad.mkdir()
+    elif which == "cut":
+        data = good[role].read_bytes()
+        bad.write_bytes(data[: len(data) * 2 // 3])
+    elif which == "alien":
+        write_gguf_head(bad, {"general.architecture": "no-such-thing"})
+    files = {**good, role: bad}
+    with pytest.raises(ModelError) as caught:
+        Captioner(files["model"], mmproj=files["mmproj"])
+    assert str(bad) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_real_files_that_do_not_fit(tiny_model, tiny_mmproj, tiny_files):
+    model, mmproj = tiny_files
+    with pytest.raises(ModelError, match="width|n_embd|wide") as caught:
+        Captioner(model, mmproj=tiny_mmproj("mlp", n_embd_text=64))
+    assert "64" in str(caught.value)
+    assert "128" in str(caught.value)
+    with pytest.raises(ModelError) as caught:
+        Captioner(mmproj, mmproj=mmproj)
+    assert "projector" in str(caught.value)
+    with pytest.raises(ModelError) as caught:
+        Captioner(model, mmproj=model)
+    assert "projector" in str(caught.value)
+
+
+def test_real_open_and_close_leaves_no_memory(tiny_files, pixels):
+    resource = pytest.importorskip("resource")
+    model, mmproj = tiny_files
+
+    def once():
+        with Captioner(model, mmproj=mmproj, n_ctx=512, n_threads=2) as cap:
+            cap.caption(pixels, sampling=SamplingConfig(n_predict=2))
+
+    def resident():
+        with open("/proc/self/statm", encoding="ascii") as stream:
+            return int(stream.read().split()[1]) * resource.getpagesize()
+
+    if not __import__("pathlib").Path("/proc/self/statm").exists():
+        pytest.skip("no /proc here")
+    for _ in range(4):
+        once()
+    before = resident()
+    for _ in range(20):
+        once()
+    grown = resident() - before
+    assert grown < 4 * 2**20, f"20 captioners left {grown / 2**20:.1f} MiB behind"

@@ -1,0 +1,188 @@
+"""Prompts: what the templates of known models give, one media marker per image."""
+
+import logging
+
+import pytest
+
+from atp_cpp.errors import AtpError, ModelError
+from atp_cpp.prompts import ChatPrompt
+
+M = "<__media__>"
+ASK = "What is this?"
+
+LLAVA_HF = (
+    "{% for message in messages %}{% if message['role'] != 'system' %}{{ message['role'].upper() + ': '}}{% endif %}"
+    "{# Render all images first #}{% for content in message['content'] | selectattr('type', 'equalto', 'image') %}"
+    "{{ '<image>\n' }}{% endfor %}{# Render all text next #}{% if message['role'] != 'assistant' %}"
+    "{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}{{ content['text'] + ' '}}"
+    "{% endfor %}{% else %}{% for content in message['content'] | selectattr('type', 'equalto', 'text') %}"
+    "{% generation %}{{ content['text'] + ' '}}{% endgeneration %}{% endfor %}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)  # fmt: skip
+QWEN2_VL = (
+    "{% set image_count = namespace(value=0) %}{% set video_count = namespace(value=0) %}"
+    "{% for message in messages %}{% if loop.first and message['role'] != 'system' %}<|im_start|>system\n"
+    "You are a helpful assistant.<|im_end|>\n{% endif %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}<|im_end|>\n{% else %}"
+    "{% for content in message['content'] %}{% if content['type'] == 'image' or 'image' in content or 'image_url' in content %}"
+    "{% set image_count.value = image_count.value + 1 %}{% if add_vision_id %}Picture {{ image_count.value }}: {% endif %}"
+    "<|vision_start|><|image_pad|><|vision_end|>{% elif 'text' in content %}{{ content['text'] }}{% endif %}{% endfor %}"
+    "<|im_end|>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SMOLVLM = (
+    "<|im_start|>{% for message in messages %}{{message['role'] | capitalize}}"
+    "{% if message['content'][0]['type'] == 'image' %}{{':'}}{% else %}{{': '}}{% endif %}"
+    "{% for line in message['content'] %}{% if line['type'] == 'text' %}{{line['text']}}"
+    "{% elif line['type'] == 'image' %}{{ '<image>' }}{% endif %}{% endfor %}<end_of_utterance>\n{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+GEMMA3 = """{{ bos_token }}
+{%- for message in messages -%}
+    {{ '<start_of_turn>' + message['role'] + '\n' }}
+    {%- if message['content'] is string -%}
+        {{ message['content'] | trim }}
+    {%- elif message['content'] is iterable -%}
+        {%- for item in message['content'] -%}
+            {%- if item['type'] == 'image' -%}
+                {{ '<start_of_image>' }}
+            {%- elif item['type'] == 'text' -%}
+                {{ item['text'] | trim }}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- else -%}
+        {{ raise_exception("Invalid content type") }}
+    {%- endif -%}
+    {{ '<end_of_turn>\n' }}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    {{'<start_of_turn>model\n'}}
+{%- endif -%}
+"""
+NUMBERED = (  # as Phi-3.5-vision's processor expects, here by a template
+    "{% for m in messages %}<|user|>\n{% set ns = namespace(n=0) %}{% for c in m['content'] %}"
+    "{% if c['type'] == 'image' %}{% set ns.n = ns.n + 1 %}<|image_{{ ns.n }}|>\n{% else %}{{ c['text'] }}{% endif %}"
+    "{% endfor %}<|end|>\n{% endfor %}<|assistant|>\n"
+)
+TAGS_ALIKE = (  # what an image adds begins and ends like its neighbours
+    "{% for m in messages %}<|user|>{% for c in m['content'] %}{% if c['type'] == 'image' %}<|img|>"
+    "{% else %}<|text|>{{ c['text'] }}<|text|>{% endif %}{% endfor %}{% endfor %}<|bot|>"
+)
+TEXT_ONLY = "{{ bos_token }}{% for m in messages %}[INST] {{ m['content'] }} [/INST]{% endfor %}"
+TEXT_ONLY_PLUS = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '\n' }}{% endfor %}"
+)
+PARTS_WITHOUT_IMAGES = (
+    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}"
+    "{% endif %}{% endfor %}{% endfor %} A:"
+)
+PARTS_THAT_RAISE = (
+    "{% for m in messages %}{% for c in m['content'] %}{% if c['type'] == 'text' %}{{ c['text'] }}"
+    "{% else %}{{ raise_exception('only text') }}{% endif %}{% endfor %}{% endfor %} A:"
+)
+
+
+def render(template, n_images=1, question=ASK, bos="<s>"):
+    return ChatPrompt(template, bos=bos, eos="</s>", marker=M).render(question, n_images)
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (LLAVA_HF, f"USER: {M}\n{ASK} ASSISTANT:"),
+        (
+            QWEN2_VL,
+            "<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n"
+            f"<|im_start|>user\n{M}{ASK}<|im_end|>\n<|im_start|>assistant\n",
+        ),
+        (SMOLVLM, f"<|im_start|>User:{M}{ASK}<end_of_utterance>\nAssistant:"),
+        (GEMMA3, f"<start_of_turn>user\n{M}{ASK}<end_of_turn>\n<start_of_turn>model\n"),
+        (NUMBERED, f"<|user|>\n{M}\n{ASK}<|end|>\n<|assistant|>"),
+        (TAGS_ALIKE, f"<|user|>{M}<|text|>{ASK}<|text|><|bot|>"),
+        (TEXT_ONLY, f"[INST] {M}\n{ASK} [/INST]"),
+        (TEXT_ONLY_PLUS, f"<|user|>\n{M}\n{ASK}\n"),
+        (PARTS_WITHOUT_IMAGES, f"{M}{ASK} A:"),
+        (PARTS_THAT_RAISE, f"{M}{ASK} A:"),
+    ],
+)
+def test_one_image(template, expected):
+    assert render(template) == expected
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (LLAVA_HF, f"USER: {M}\n{M}\n{M}\n{ASK} ASSISTANT:"),
+        (SMOLVLM, f"<|im_start|>User:{M}{M}{M}{ASK}<end_of_utterance>\nAssistant:"),
+        (NUMBERED, f"<|user|>\n{M}\n{M}\n{M}\n{ASK}<|end|>\n<|assistant|>"),
+        (TAGS_ALIKE, f"<|user|>{M}{M}{M}<|text|>{ASK}<|text|><|bot|>"),
+        (TEXT_ONLY, f"[INST] {M}\n{M}\n{M}\n{ASK} [/INST]"),
+        (PARTS_WITHOUT_IMAGES, f"{M}{M}{M}{ASK} A:"),
+    ],
+)
+def test_three_images(template, expected):
+    assert render(template, 3) == expected
+
+
+@pytest.mark.parametrize("template", [LLAVA_HF, QWEN2_VL, GEMMA3, TEXT_ONLY, ""])
+@pytest.mark.parametrize("n_images", [1, 2, 7])
+@pytest.mark.parametrize(
+    "question",
+    [
+        "",
+        "<image>\nWhat is an <image> tag?",
+        "<|vision_start|><|image_pad|><|vision_end|> {{ bos_token }} {% raw %}",
+        "two\nlines, 'quotes', \"more\", <b>&amp;</b> and 汉字",
+    ],
+)
+def test_always_one_marker_per_image_and_the_question_unchanged(template, n_images, question):
+    out = render(template, n_images, question)
+    assert out.count(M) == n_images
+    assert question in out
+
+
+def test_a_leading_bos_is_taken_off_once():
+    assert render("<s>" + TEXT_ONLY).startswith("<s>[INST]")
+    assert not render(TEXT_ONLY).startswith("<s>")
+    assert render(TEXT_ONLY, bos="").startswith("[INST]")
+
+
+def test_bos_of_the_question_stays():
+    assert "<s> tag" in render(TEXT_ONLY, question="<s> tag")
+
+
+def test_without_template_it_is_llava_and_said(caplog):
+    with caplog.at_level(logging.WARNING, "atp_cpp"):
+        assert render("") == f"USER: {M}\n{ASK} ASSISTANT:"
+    assert "no chat template" in caplog.text
+
+
+def test_rendering_is_hugging_faces():
+    template = (
+        "{%- for m in messages %}\n    {% if true %}\n{{ {'a': '<é>'} | tojson }}\n    {% endif %}\n"
+        "{% for x in [1, 2, 3] %}{% if x == 2 %}{% break %}{% endif %}{{ x }}{% endfor %}\n"
+        "{{ strftime_now('%Y') | length }}{{ m['content'] }}{% endfor %}"
+    )
+    # blocks eat their line, tojson does not escape for HTML, loops can break
+    assert render(template) == f'{{"a": "<é>"}}\n14{M}\n{ASK}'
+
+
+def test_the_marker_in_the_question_is_refused():
+    with pytest.raises(AtpError, match="<__media__>"):
+        render(LLAVA_HF, question=f"look: {M}")
+
+
+@pytest.mark.parametrize(
+    ("template", "says"),
+    [
+        ("{% for m in %}", "not valid Jinja"),
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{{ messages[5].content.x }}", "cannot be rendered"),
+        ("{{ ''.__class__.__mro__ }}{{ messages[0]['content'] }}", "cannot be rendered"),
+        ("{{ messages.append(1) }}{{ messages[0]['content'] }}", "cannot be rendered"),
+        ("just words", "lost the question"),
+    ],
+)
+def test_templates_that_fail(template, says):
+    with pytest.raises(ModelError, match=says) as caught:
+        render(template)
+    assert "\n" not in str(caught.value)
