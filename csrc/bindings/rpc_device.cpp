@@ -27,9 +27,10 @@ std::vector<std::string> add_rpc_device(const std::string & endpoint) {
 }  // namespace
 
 void register_rpc_device(py::module_ & m) {
-    m.def("add_rpc_device", &add_rpc_device, py::arg("endpoint"),
-          "Test device only: the ggml-rpc-server at host:port becomes a device of this process, as a stand-in for a GPU. "
-          "Returns the names of its devices. Not in ordinary builds.");
+    m.def(
+        "add_rpc_device", &add_rpc_device, py::arg("endpoint"),
+        "Test device only: the ggml-rpc-server at host:port becomes a device of this process, as a stand-in for a GPU. "
+        "Returns the names of its devices. Not in ordinary builds.");
 }
 
 }  // namespace atp::python
