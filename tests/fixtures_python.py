@@ -1,11 +1,12 @@
 """Fixtures of the Python side's tests; a test module names this file in `pytest_plugins`."""
 
-import atp_cpp
 import numpy as np
 import pytest
+from PIL import Image, ImageDraw
+
+import atp_cpp
 from atp_cpp import captioner
 from fake_engine import FakeEngine
-from PIL import Image, ImageDraw
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ import threading
 
 import numpy as np
 import pytest
-from fake_engine import FakeEngine
 from PIL import Image
 
 import atp_cpp
 from atp_cpp import Captioner, CutSpec, SamplingConfig, captioner
 from atp_cpp.errors import AtpError, ImageError, ModelError, PlanError, StageError
+from fake_engine import FakeEngine
 
 pytest_plugins = ("fixtures_python",)
 
@@ -311,20 +311,23 @@ def test_real_context_too_small(tiny_captioner, scene):
     assert tiny_captioner.caption(scene, sampling=SamplingConfig(n_predict=2)).report.n_decoded
 
 
+def caption_for_ever(cap, image):
+    while True:
+        cap.caption(image, sampling=SamplingConfig(n_predict=300))
+
+
 def test_real_interrupt_stops_within_a_step(tiny_captioner, scene):
     """A signal that arrives while the engine computes, without a callback to see it."""
     import signal
     import time
 
-    long = SamplingConfig(n_predict=300)
     timer = threading.Timer(0.15, lambda: signal.raise_signal(signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     started = time.perf_counter()
     timer.start()
     try:
         with pytest.raises(KeyboardInterrupt):
-            while True:
-                tiny_captioner.caption(scene, sampling=long)
+            caption_for_ever(tiny_captioner, scene)
     finally:
         timer.cancel()
         signal.signal(signal.SIGINT, before)
@@ -368,7 +371,7 @@ def test_real_bad_files(tmp_path, tiny_files, which, role):
 
 def test_real_files_that_do_not_fit(tiny_model, tiny_mmproj, tiny_files):
     model, mmproj = tiny_files
-    with pytest.raises(ModelError, match="width|n_embd|wide") as caught:
+    with pytest.raises(ModelError, match="n_embd") as caught:
         Captioner(model, mmproj=tiny_mmproj("mlp", n_embd_text=64))
     assert "64" in str(caught.value)
     assert "128" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Plans and sampling as text and as dataclasses: what is read, what is refused, and in which words."""
+"""Plans and sampling: what is read, what is refused, and in which words."""
 
 import math
 

@@ -25,7 +25,7 @@ def members_of(node):
 
 
 def stub_functions():
-    """(where, stub node, real object) of every function, method and constructor with a signature."""
+    """(where, stub node, real object) of every function, method and constructor."""
     for node in stub_tree().body:
         if isinstance(node, ast.FunctionDef):
             yield node.name, node, getattr(_core, node.name)

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
+
 from atp_cpp.errors import ImageError
 from atp_cpp.images import MAX_PIXELS, check_size, load_image, source_name
-from PIL import Image
 
 pytest_plugins = ("fixtures_python",)
 

@@ -17,8 +17,9 @@ from atp_cpp.terminal import (
     EXIT_PIPE_CLOSED,
     PROGRAM,
     Output,
+    OutputError,
     notes_on_stderr,
-    silence_broken_stdout,
+    silence_stdout,
 )
 
 _COMMANDS = (cmd_caption, cmd_explain, cmd_eval, cmd_inspect)
@@ -62,15 +63,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with notes_on_stderr(output):
             code: int = args.run(args, output)
-            return code
+        output.flush()
+        return code
     except KeyboardInterrupt:
         output.note("interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        silence_broken_stdout()
+        silence_stdout()
         return EXIT_PIPE_CLOSED
     except AtpError as error:
         _show(output, str(error), args.verbose)
+        return EXIT_ERROR
+    except OutputError as error:
+        silence_stdout()
+        output.error(f"standard output: {error}")
         return EXIT_ERROR
     except Exception as error:
         hint = "" if args.verbose else "; --verbose shows where"

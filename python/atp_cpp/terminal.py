@@ -25,6 +25,10 @@ EXIT_PIPE_CLOSED = (
 T = TypeVar("T")
 
 
+class OutputError(Exception):
+    """Results cannot be written (a full disk, say); a closed pipe is BrokenPipeError."""
+
+
 class Output:
     """Results on stdout, each flushed; notes and errors on stderr, each one line.
 
@@ -40,7 +44,8 @@ class Output:
 
     def result(self, text: str) -> None:
         """One result, with a line end."""
-        self._write(sys.stdout, text)
+        with _named_failure():
+            self._write(sys.stdout, text)
 
     def row(self, row: dict[str, Any]) -> None:
         """One JSON row."""
@@ -49,8 +54,15 @@ class Output:
 
     def piece(self, text: str) -> None:
         """A piece of a result, as it comes."""
-        sys.stdout.write(text)
-        sys.stdout.flush()
+        with _named_failure():
+            sys.stdout.write(text)
+            sys.stdout.flush()
+
+    def flush(self) -> None:
+        """Sees to it that everything is written before success is reported."""
+        if sys.stdout is not None:
+            with _named_failure():
+                sys.stdout.flush()
 
     def note(self, text: str) -> None:
         """Something to know."""
@@ -84,6 +96,16 @@ class Output:
         else:
             stream.write(text + "\n")
         stream.flush()
+
+
+@contextmanager
+def _named_failure() -> Iterator[None]:
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError(error.strerror or str(error)) from error
 
 
 class NoteHandler(logging.Handler):
@@ -124,13 +146,13 @@ def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
 
 
-def silence_broken_stdout() -> None:
-    """After a broken pipe: let Python's own flush at exit go nowhere instead of complaining."""
+def silence_stdout() -> None:
+    """After a failed write: let Python's own flush at exit go nowhere instead of complaining."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())
     os.close(devnull)
 
 
 def one_line(text: str) -> str:
-    """Line ends and control characters (in file names, say) as escapes."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text.strip())
+    """Runs of white space as one space, control characters (in file names, say) as escapes."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in " ".join(text.split()))
