@@ -12,7 +12,7 @@ import hashlib
 import json
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TextIO
 
@@ -152,9 +152,15 @@ def evaluate(
         for plan in plans:
             bare = EvalRow(plan_text(plan), **asdict(question), config_hash=config_hash)
             if bare.key in done:
-                yield done[bare.key], False
+                yield _judged(done[bare.key], question), False
                 continue
             yield _ask(captioner, bare, plan, image_root / question.image, sampling), True
+
+
+def _judged(row: EvalRow, question: Question) -> EvalRow:
+    """An earlier reply against the label as it is now."""
+    correct = normal_form(row.reply) == normal_form(question.answer)
+    return replace(row, answer=question.answer, kind=question.kind, correct=correct)
 
 
 def _ask(
