@@ -25,6 +25,7 @@ class FakeInfo:
     )
     bos: str = "<s>"
     eos: str = "</s>"
+    add_bos: bool = True
     media_marker: str = "<__media__>"
     legal_cuts: tuple = (1, 2, 3, 4, 5, 6, 7)
     can_prune: bool = True

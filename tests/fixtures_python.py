@@ -47,7 +47,7 @@ def tiny_files(tiny_model, tiny_mmproj):
 def tiny_captioner(tiny_files):
     """The real engine on a small random model."""
     model, mmproj = tiny_files
-    with atp_cpp.Captioner(model, mmproj=mmproj, n_ctx=512, n_threads=2) as cap:
+    with atp_cpp.Captioner(model, mmproj=mmproj, n_ctx=512, n_threads=1) as cap:
         yield cap
 
 

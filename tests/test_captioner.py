@@ -388,7 +388,7 @@ def test_real_open_and_close_leaves_no_memory(tiny_files, pixels):
     model, mmproj = tiny_files
 
     def once():
-        with Captioner(model, mmproj=mmproj, n_ctx=512, n_threads=2) as cap:
+        with Captioner(model, mmproj=mmproj, n_ctx=512, n_threads=1) as cap:
             cap.caption(pixels, sampling=SamplingConfig(n_predict=2))
 
     def resident():

@@ -57,7 +57,7 @@ def test_one_image_prints_the_caption_alone(cli, fake_engine, scene):
     fake_engine()
     ran = cli("caption", scene, *FILES, "--policy", "fastv:keep=0.25,after=2")
     assert (ran.code, ran.out) == (0, "A red circle.\n")
-    assert "16 image tokens, kept 4 after 2 layers (mean over layers 7.0)" in ran.err
+    assert "16 image tokens, kept 4 after layer 2 (mean over layers 7.0)" in ran.err
     assert "KV cache" in ran.err
 
 
@@ -254,6 +254,14 @@ def test_version_and_help(cli):
         assert ran.code == 0
         assert f"atp-cpp {command}" in ran.out
     assert cli().code == 2
+
+
+def test_help_on_an_ascii_terminal(monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    process = start("caption", "--help")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    assert "--policy" in out
 
 
 def test_one_line():

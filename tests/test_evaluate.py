@@ -293,7 +293,8 @@ def test_medians_and_means():
 def test_real_run(tiny_files, questions, run):
     model, mmproj = tiny_files
     code, table, err = run(
-        questions, "-m", model, "--mmproj", mmproj, "-c", 512, "-n", 2, "--compare", "none",
+        questions, "-m", model, "--mmproj", mmproj, "-c", 512, "-t", 1, "-n", 2,
+        "--compare", "none",
         "--compare", "grid:keep=0.25,after=4",
     )  # fmt: skip
     assert (code, err) == (0, "")

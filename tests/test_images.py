@@ -410,6 +410,7 @@ def test_web_address_and_impossible_names():
     assert "download it" in message_of("https://example.org/cat.jpg")
     assert "embedded null" in message_of("a\0b.png")
     assert "cannot be read" in message_of("x" * 5000)
+    assert "empty name" in message_of("")
 
 
 def test_vector_drawings_start_no_other_program(tmp_path):

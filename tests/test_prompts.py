@@ -93,8 +93,10 @@ PARTS_THAT_RAISE = (
 )
 
 
-def render(template, n_images=1, question=ASK, bos="<s>"):
-    return ChatPrompt(template, bos=bos, eos="</s>", marker=M).render(question, n_images)
+def render(template, n_images=1, question=ASK, bos="<s>", add_bos=True):
+    return ChatPrompt(template, bos=bos, eos="</s>", add_bos=add_bos, marker=M).render(
+        question, n_images
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,6 +158,10 @@ def test_a_leading_bos_is_taken_off_once():
     assert render("<s>" + TEXT_ONLY).startswith("<s>[INST]")
     assert not render(TEXT_ONLY).startswith("<s>")
     assert render(TEXT_ONLY, bos="").startswith("[INST]")
+
+
+def test_bos_stays_where_the_tokeniser_adds_none():
+    assert render(TEXT_ONLY, add_bos=False).startswith("<s>[INST]")
 
 
 def test_bos_of_the_question_stays():

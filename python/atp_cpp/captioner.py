@@ -109,6 +109,7 @@ class Captioner:
                 self._info.chat_template,
                 bos=self._info.bos,
                 eos=self._info.eos,
+                add_bos=self._info.add_bos,
                 marker=self._info.media_marker,
             )
         except BaseException:

@@ -57,8 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    args = build_parser().parse_args(argv)
     output = Output()
+    args = build_parser().parse_args(argv)
     _core.set_verbose(args.verbose)
     try:
         with notes_on_stderr(output):

@@ -163,7 +163,7 @@ def cost_line(caption: Caption) -> str:
     report = caption.report
     tokens = f"{report.n_image_tokens} image tokens"
     cuts = [
-        f"{n} after {cut.after} layers" for cut, n in zip(caption.plan, report.n_kept, strict=True)
+        f"{n} after layer {cut.after}" for cut, n in zip(caption.plan, report.n_kept, strict=True)
     ]
     if cuts:
         tokens += f", kept {', '.join(cuts)} (mean over layers {report.tokens_mean:.1f})"

@@ -87,8 +87,10 @@ def load_questions(path: Path, *, limit: int | None = None, seed: int = 0) -> li
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise AtpError(f"{path}: cannot be read as JSON lines: {error}") from error
+    except OSError as error:
+        raise AtpError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise AtpError(f"{path}: expected JSON lines in UTF-8: {error}") from error
     questions = [
         _question(line, f"{path}:{number}")
         for number, line in enumerate(lines, start=1)

@@ -46,7 +46,7 @@ def render(
     panels = [(small, f"the image: {n_tokens} tokens")]
     for k, cut in enumerate(plan):
         mask = kept_mask(report, k, image_index)
-        label = f"after {cut.after} layers, {cut.policy}: {int(mask.sum())} of {n_tokens}"
+        label = f"after layer {cut.after}, {cut.policy}: {int(mask.sum())} of {n_tokens}"
         panels.append((dimmed(small, mask), label))
     return _sheet(panels)
 

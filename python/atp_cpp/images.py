@@ -161,6 +161,8 @@ def _opened(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[Binar
 
 
 def _open_path(path: Path, name: str) -> BinaryIO:
+    if not name:
+        raise ImageError(f"{_EXPECTED}, got an empty name")
     if name.startswith(("http://", "https://")):
         raise ImageError(f"{name}: expected a file, got a web address; download it first")
     try:

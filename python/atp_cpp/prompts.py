@@ -36,15 +36,16 @@ _log = logging.getLogger(__name__)
 class ChatPrompt:
     """Renders prompts for one model."""
 
-    def __init__(self, template: str, *, bos: str, eos: str, marker: str) -> None:
+    def __init__(self, template: str, *, bos: str, eos: str, add_bos: bool, marker: str) -> None:
         """Compiles the template.
 
         Args:
             template: Jinja source, or "" for a model without one: then LLaVA-1.5's form is used,
                 and a note says so.
-            bos: text of the beginning-of-sequence token; the engine adds that token itself, so it
-                is taken off.
+            bos: text of the beginning-of-sequence token.
             eos: text of the end-of-sequence token.
+            add_bos: whether the tokeniser puts that token in front by itself; then the template's
+                own is taken off, so that there are not two.
             marker: the engine's media marker.
 
         Raises:
@@ -52,10 +53,10 @@ class ChatPrompt:
         """
         self._bos = bos
         self._eos = eos
+        self._add_bos = add_bos
         self._marker = marker
-        self._frames: dict[
-            int, str
-        ] = {}  # number of images -> prompt with _TEXT in place of the question
+        # number of images -> prompt with _TEXT in place of the question
+        self._frames: dict[int, str] = {}
         self._template: jinja2.Template | None = None
         if not template.strip():
             _log.warning(
@@ -103,7 +104,7 @@ class ChatPrompt:
                 f"the model file's chat template lost the question or one of {n_images} images; "
                 "it does not fit a model that sees"
             )
-        return frame.removeprefix(self._bos) if self._bos else frame
+        return frame.removeprefix(self._bos) if self._add_bos else frame
 
     def _frame_from_template(self, n_images: int) -> str:
         if not self._takes_parts():
