@@ -37,6 +37,13 @@ std::vector<int32_t> test_tokens(int32_t n, int32_t n_vocab) {
     return tokens;
 }
 
+void check_token(const Model & model, int32_t token) {
+    if (token < 0 || token >= model.n_vocab()) {
+        throw StageError("token " + std::to_string(token) + " is outside the vocabulary of " +
+                         std::to_string(model.n_vocab()));
+    }
+}
+
 }  // namespace
 
 Decoder::Decoder(const Model & model) : model_(model) {
@@ -93,30 +100,47 @@ void Decoder::check_score_layers(const Plan & plan) const {
     for (const Cut & cut : plan) {
         for (const auto & stage : stages_) {
             if (cut.policy.needs_score && stage->range().il_last == cut.after && stage->score_layer() < 0) {
-                throw PlanError("policy " + cut.policy.name + " after " + std::to_string(cut.after) + " layers: layers " +
-                                std::to_string(stage->range().il_first) + " to " + std::to_string(cut.after - 1) +
+                throw PlanError("policy " + cut.policy.name + " after " + std::to_string(cut.after) +
+                                " layers: layers " + std::to_string(stage->range().il_first) + " to " +
+                                std::to_string(cut.after - 1) +
                                 " hold no full-attention layer to score from; move the cut behind one");
             }
         }
     }
 }
 
-PrefillResult Decoder::prefill(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt) {
+void Decoder::check_prompt(const Sequence & seq, const PrefillOptions & options) const {
     if (seq.rows.empty()) {
         throw StageError("the prompt is empty");
     }
-    if (options.seq_id < 0 || options.seq_id >= model_.params().n_seq_max) {
-        throw StageError("sequence id " + std::to_string(options.seq_id) + " is outside 0 to n_seq_max - 1 = " +
-                         std::to_string(model_.params().n_seq_max - 1));
+    if (!seq.images.empty() && seq.n_embd_inp != model_.n_embd_inp()) {
+        throw ImageError("the image tokens are " + std::to_string(seq.n_embd_inp) + " wide, this model takes " +
+                         std::to_string(model_.n_embd_inp()));
     }
-    if (seq.n_pos + options.n_predict > model_.params().n_ctx) {
+    for (const Row & row : seq.rows) {
+        if (row.kind == RowKind::text) {
+            check_token(model_, row.token);
+        }
+    }
+    if (options.n_predict < 0) {
+        throw StageError("n_predict must be at least 0, got " + std::to_string(options.n_predict));
+    }
+    if (options.seq_id < 0 || options.seq_id >= model_.params().n_seq_max) {
+        throw StageError("sequence id " + std::to_string(options.seq_id) +
+                         " is outside 0 to n_seq_max - 1 = " + std::to_string(model_.params().n_seq_max - 1));
+    }
+    if (static_cast<int64_t>(seq.n_pos) + options.n_predict > model_.params().n_ctx) {
         throw StageError("the prompt takes " + std::to_string(seq.n_pos) + " positions (" +
                          std::to_string(seq.n_image_tokens()) + " of them image tokens) and " +
                          std::to_string(options.n_predict) + " are to be generated, but the context holds " +
                          std::to_string(model_.params().n_ctx) + "; raise n_ctx (--ctx-size)");
     }
+}
+
+PrefillResult Decoder::prefill(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt) {
+    check_prompt(seq, options);
     remove(options.seq_id);
-    alive_.insert(options.seq_id);
+    alive_[options.seq_id] = seq.n_pos;
     try {
         return run(seq, options, interrupt);
     } catch (...) {
@@ -150,7 +174,8 @@ PrefillResult Decoder::run(const Sequence & seq, const PrefillOptions & options,
         const bool scored = cut != plan_.end() && cut->policy.needs_score && seq.n_image_tokens() > 0;
         if (alone || stage->cache().bytes() == 0) {
             chain_->reset();
-            const int32_t n_cells = alone ? static_cast<int32_t>(live.size()) + options.n_predict : model_.params().n_ctx;
+            const int32_t n_cells =
+                alone ? static_cast<int32_t>(live.size()) + options.n_predict : model_.params().n_ctx;
             stage->cache().reserve(n_cells, std::min<int32_t>(model_.params().n_ubatch, n_cells));
         }
         StageInput in;
@@ -198,22 +223,37 @@ KeepList Decoder::choose(const Cut & cut, const Sequence & seq, const std::vecto
     return kept;
 }
 
-std::vector<float> Decoder::decode(const std::vector<DecodeRow> & rows, Interrupt & interrupt) {
+void Decoder::check_rows(const std::vector<DecodeRow> & rows) const {
+    if (rows.empty()) {
+        throw StageError("a decode step needs at least one row");
+    }
+    std::map<int32_t, int32_t> next = alive_;
     for (const DecodeRow & row : rows) {
-        if (!alive_.count(row.seq_id)) {
+        const auto at = next.find(row.seq_id);
+        if (at == next.end()) {
             throw StageError("sequence " + std::to_string(row.seq_id) + " is not alive; prefill it first");
         }
-        if (row.token < 0 || row.token >= model_.n_vocab()) {
-            throw StageError("token " + std::to_string(row.token) + " is outside the vocabulary of " +
-                             std::to_string(model_.n_vocab()));
+        check_token(model_, row.token);
+        if (row.pos < at->second) {
+            throw StageError("position " + std::to_string(row.pos) + " of sequence " + std::to_string(row.seq_id) +
+                             " is taken; it goes on at " + std::to_string(at->second));
         }
         if (row.pos >= model_.params().n_ctx) {
             throw StageError("position " + std::to_string(row.pos) + " is outside the context of " +
                              std::to_string(model_.params().n_ctx) + "; raise n_ctx (--ctx-size)");
         }
+        at->second = row.pos + 1;
     }
+}
+
+std::vector<float> Decoder::decode(const std::vector<DecodeRow> & rows, Interrupt & interrupt) {
+    check_rows(rows);
     try {
-        return chain_->step(rows, interrupt);
+        std::vector<float> logits = chain_->step(rows, interrupt);
+        for (const DecodeRow & row : rows) {
+            alive_[row.seq_id] = row.pos + 1;
+        }
+        return logits;
     } catch (...) {
         // some stages may hold the token and some not: such a sequence cannot go on
         for (const DecodeRow & row : rows) {

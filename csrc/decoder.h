@@ -5,8 +5,8 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -27,9 +27,9 @@ struct PrefillOptions {
 };
 
 struct PrefillResult {
-    std::vector<float> logits;                // [n_outputs][n_vocab]
-    std::vector<KeepList> kept;               // per cut
-    std::vector<std::vector<float>> scores;   // per cut: score of each live image token, empty where none was needed
+    std::vector<float> logits;               // [n_outputs][n_vocab]
+    std::vector<KeepList> kept;              // per cut
+    std::vector<std::vector<float>> scores;  // per cut: score of each live image token, empty where none was needed
 };
 
 class Decoder {
@@ -60,13 +60,15 @@ class Decoder {
     KeepList choose(const Cut & cut, const Sequence & seq, const std::vector<int32_t> & live,
                     const std::vector<float> & row_scores, std::vector<float> & token_scores) const;
     void check_score_layers(const Plan & plan) const;
+    void check_prompt(const Sequence & seq, const PrefillOptions & options) const;
+    void check_rows(const std::vector<DecodeRow> & rows) const;
     PrefillResult run(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt);
 
     const Model & model_;
     Plan plan_;
     std::vector<std::unique_ptr<Stage>> stages_;
     std::unique_ptr<DecodeChain> chain_;
-    std::set<int32_t> alive_;
+    std::map<int32_t, int32_t> alive_;  // sequence id -> its next position
     std::vector<int32_t> legal_cuts_;
     bool legal_cuts_known_ = false;
 };

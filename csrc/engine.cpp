@@ -38,6 +38,19 @@ bool cut_at_stop(const std::vector<std::string> & stop, std::string & text) {
     return true;
 }
 
+// bytes at the end of `text` that the next tokens could complete to a stop string
+size_t undecided(const std::vector<std::string> & stop, const std::string & text) {
+    size_t longest = 0;
+    for (const std::string & s : stop) {
+        for (size_t n = std::min(s.empty() ? 0 : s.size() - 1, text.size()); n > longest; --n) {
+            if (text.compare(text.size() - n, n, s, 0, n) == 0) {
+                longest = n;
+            }
+        }
+    }
+    return longest;
+}
+
 }  // namespace
 
 Engine::Engine(const ModelParams & params, const std::string & mmproj_path, bool self_test)
@@ -51,6 +64,7 @@ void Engine::fill_info(bool with_self_test) {
     info_.chat_template = model_.chat_template();
     info_.bos = token_text(model_, llama_vocab_bos(model_.vocab()));
     info_.eos = token_text(model_, llama_vocab_eos(model_.vocab()));
+    info_.add_bos = llama_vocab_get_add_bos(model_.vocab());
     info_.media_marker = Vision::media_marker();
     info_.n_layer = model_.n_layer();
     info_.n_embd = model_.n_embd();
@@ -107,7 +121,8 @@ Result Engine::generate(const Request & request, Interrupt & interrupt) {
     return result;
 }
 
-void Engine::fill_report(const Sequence & seq, const Plan & plan, const PrefillResult & prefill, Report & report) const {
+void Engine::fill_report(const Sequence & seq, const Plan & plan, const PrefillResult & prefill,
+                         Report & report) const {
     report.n_image_tokens = seq.n_image_tokens();
     report.n_prompt = static_cast<int32_t>(seq.rows.size());
     report.kept = prefill.kept;
@@ -124,7 +139,16 @@ void Engine::fill_report(const Sequence & seq, const Plan & plan, const PrefillR
 void Engine::decode_loop(const Request & request, int32_t pos, std::vector<float> logits, Interrupt & interrupt,
                          Result & result) {
     Sampler sampler(model_, request.sampling);
-    std::string shown;  // what on_text has been given so far
+    size_t n_shown = 0;  // bytes on_text has been given so far
+    const auto show = [&](size_t n_bytes) {
+        const size_t whole = whole_utf8(result.text.substr(0, n_bytes));
+        if (!request.on_text || whole <= n_shown) {
+            return true;
+        }
+        const std::string piece = result.text.substr(n_shown, whole - n_shown);
+        n_shown = whole;
+        return request.on_text(piece);
+    };
     result.finish_reason = "length";
     while (static_cast<int32_t>(result.tokens.size()) < request.n_predict) {
         const int32_t token = sampler.sample(logits);
@@ -135,14 +159,9 @@ void Engine::decode_loop(const Request & request, int32_t pos, std::vector<float
         result.tokens.push_back(token);
         result.text += sampler.piece(token);
         const bool stopped = cut_at_stop(request.stop, result.text);
-        const std::string whole = result.text.substr(0, whole_utf8(result.text));
-        if (request.on_text && whole.size() > shown.size()) {
-            const bool go_on = request.on_text(whole.substr(shown.size()));
-            shown = whole;
-            if (!go_on) {
-                result.finish_reason = "cancelled";
-                break;
-            }
+        if (!show(result.text.size() - (stopped ? 0 : undecided(request.stop, result.text)))) {
+            result.finish_reason = "cancelled";
+            break;
         }
         if (stopped) {
             result.finish_reason = "stop";
@@ -154,6 +173,11 @@ void Engine::decode_loop(const Request & request, int32_t pos, std::vector<float
         }
     }
     result.text.resize(whole_utf8(result.text));
+    if (result.finish_reason == "cancelled") {
+        result.text.resize(n_shown);  // what was held back was never shown
+    } else {
+        show(result.text.size());
+    }
 }
 
 }  // namespace atp

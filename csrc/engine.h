@@ -25,6 +25,7 @@ struct ModelInfo {
     int32_t n_layer = 0, n_embd = 0, n_vocab = 0, n_ctx_train = 0;
     uint64_t n_params = 0, size_bytes = 0;
     bool has_vision = false, mrope = false, can_prune = false;
+    bool add_bos = false;  // the tokeniser itself puts bos in front
     std::vector<int32_t> legal_cuts;
     std::vector<std::string> devices;
 };
@@ -57,7 +58,8 @@ class Engine {
   private:
     void fill_info(bool with_self_test);
     void fill_report(const Sequence & seq, const Plan & plan, const PrefillResult & prefill, Report & report) const;
-    void decode_loop(const Request & request, int32_t pos, std::vector<float> logits, Interrupt & interrupt, Result & result);
+    void decode_loop(const Request & request, int32_t pos, std::vector<float> logits, Interrupt & interrupt,
+                     Result & result);
 
     Model model_;
     std::unique_ptr<Vision> vision_;

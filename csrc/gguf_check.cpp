@@ -26,6 +26,9 @@ void check_magic(const std::string & path) {
     if (fs::is_directory(status)) {
         throw ModelError(path + " is a folder; expected a GGUF file. Convert a Hugging Face checkpoint to GGUF first");
     }
+    if (!fs::is_regular_file(status)) {
+        throw ModelError(path + " is a pipe or a device; expected a GGUF file on disk");
+    }
     std::ifstream in(fs::u8path(path), std::ios::binary);
     if (!in) {
         throw ModelError("cannot open " + path + ": " + std::strerror(errno));

@@ -36,6 +36,9 @@ void keep(std::deque<std::string> & lines, const char * text, bool continued) {
     if (line.empty()) {
         return;
     }
+    for (size_t at = line.find('\n'); at != std::string::npos; at = line.find('\n', at)) {
+        line.replace(at, 1, "; ");  // an error message is one line
+    }
     if (continued && !lines.empty()) {
         lines.back() += line;
         return;

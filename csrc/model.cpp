@@ -30,7 +30,9 @@ ggml_type cache_type(const std::string & name) {
 
 llama_flash_attn_type flash_attn_type(const std::string & name) {
     for (const auto t : {LLAMA_FLASH_ATTN_TYPE_AUTO, LLAMA_FLASH_ATTN_TYPE_ENABLED, LLAMA_FLASH_ATTN_TYPE_DISABLED}) {
-        const char * spelled = t == LLAMA_FLASH_ATTN_TYPE_AUTO ? "auto" : t == LLAMA_FLASH_ATTN_TYPE_ENABLED ? "on" : "off";
+        const char * spelled = t == LLAMA_FLASH_ATTN_TYPE_AUTO      ? "auto"
+                               : t == LLAMA_FLASH_ATTN_TYPE_ENABLED ? "on"
+                                                                    : "off";
         if (name == spelled) {
             return t;
         }
@@ -44,26 +46,24 @@ int32_t default_threads() {
 }
 
 void check_params(const ModelParams & p) {
-    const auto at_least = [](const char * name, int32_t value, int32_t low) {
-        if (value < low) {
-            throw ModelError(std::string(name) + " must be at least " + std::to_string(low) + ", got " +
-                             std::to_string(value));
+    const auto between = [](const char * name, int32_t value, int32_t low, int32_t high) {
+        if (value < low || value > high) {
+            throw ModelError(std::string(name) + " must be " + std::to_string(low) + " to " + std::to_string(high) +
+                             ", got " + std::to_string(value));
         }
     };
-    at_least("n_ctx", p.n_ctx, 1);
-    at_least("n_ubatch", p.n_ubatch, 1);
-    at_least("n_seq_max", p.n_seq_max, 1);
-    at_least("n_gpu_layers", p.n_gpu_layers, -1);
-    at_least("n_threads", p.n_threads, 0);
-    if (p.n_seq_max > LLAMA_MAX_SEQ) {
-        throw ModelError("n_seq_max must be at most " + std::to_string(LLAMA_MAX_SEQ) + ", got " +
-                         std::to_string(p.n_seq_max));
-    }
+    constexpr int32_t most = 1 << 30;  // so that sums of counts stay in range
+    between("n_ctx", p.n_ctx, 2, most);
+    between("n_ubatch", p.n_ubatch, 1, most);
+    between("n_seq_max", p.n_seq_max, 1, LLAMA_MAX_SEQ);
+    between("n_gpu_layers", p.n_gpu_layers, -1, most);
+    between("n_threads", p.n_threads, 0, GGML_MAX_N_THREADS);
     (void) cache_type(p.type_k);
     const bool quantized_v = ggml_is_quantized(cache_type(p.type_v));
     (void) flash_attn_type(p.flash_attn);
     if (quantized_v && p.flash_attn == "off") {
-        throw ModelError("a quantised V cache (" + p.type_v + ") needs flash attention; use flash_attn=on or type_v=f16");
+        throw ModelError("a quantised V cache (" + p.type_v +
+                         ") needs flash attention; use flash_attn=on or type_v=f16");
     }
 }
 
@@ -184,7 +184,8 @@ llama_context * Model::new_context(int32_t n_ctx, int32_t n_ubatch, void * cb_ev
 
 ggml_backend_sched * Model::new_sched(size_t max_nodes) const {
     auto & p = handles_->pointers;
-    return ggml_backend_sched_new(p.data(), nullptr, static_cast<int>(p.size()), max_nodes, false, cparams_->op_offload);
+    return ggml_backend_sched_new(p.data(), nullptr, static_cast<int>(p.size()), max_nodes, false,
+                                  cparams_->op_offload);
 }
 
 llama_model * Model::llama() const {

@@ -16,8 +16,8 @@ struct Reference::Watch {
     std::map<int32_t, std::vector<int32_t>> hidden;  // after -> rows; cells equal rows in a fresh single sequence
     std::set<std::string> names;
     std::map<std::string, std::vector<Captured>> captured;
-    int32_t passed = 0;                    // layers passed in the present graph
-    std::set<const ggml_tensor *> done;    // masks already changed since then
+    int32_t passed = 0;                  // layers passed in the present graph
+    std::set<const ggml_tensor *> done;  // masks already changed since then
     std::vector<char> raw;
 };
 
@@ -57,8 +57,9 @@ Captured copy_of(const ggml_tensor * t) {
             for (int64_t y = 0; y < t->ne[1]; ++y) {
                 for (int64_t x = 0; x < t->ne[0]; ++x) {
                     const char * at = raw.data() + x * t->nb[0] + y * t->nb[1] + z * t->nb[2] + w * t->nb[3];
-                    c.data[k++] = t->type == GGML_TYPE_F16 ? ggml_fp16_to_fp32(*reinterpret_cast<const ggml_fp16_t *>(at))
-                                                           : *reinterpret_cast<const float *>(at);
+                    c.data[k++] = t->type == GGML_TYPE_F16
+                                      ? ggml_fp16_to_fp32(*reinterpret_cast<const ggml_fp16_t *>(at))
+                                      : *reinterpret_cast<const float *>(at);
                 }
             }
         }
@@ -152,7 +153,8 @@ void Reference::run(const Sequence & seq, const Segment & segment, bool all_logi
         llama_batch batch = {};
         batch.n_tokens = count;
         batch.token = segment.image ? nullptr : tokens.data();
-        batch.embd = segment.image ? const_cast<float *>(&seq.embd[static_cast<size_t>(rows->index) * seq.n_embd_inp]) : nullptr;
+        batch.embd =
+            segment.image ? const_cast<float *>(&seq.embd[static_cast<size_t>(rows->index) * seq.n_embd_inp]) : nullptr;
         batch.pos = pos.data();
         batch.n_seq_id = n_seq.data();
         batch.seq_id = seq_ids.data();
@@ -172,6 +174,10 @@ void Reference::run(const Sequence & seq, const Segment & segment, bool all_logi
 }
 
 std::vector<float> Reference::prefill(const Sequence & seq, bool all_logits) {
+    if (!seq.images.empty() && seq.n_embd_inp != model_.n_embd_inp()) {
+        throw ImageError("the image tokens are " + std::to_string(seq.n_embd_inp) + " wide, this model takes " +
+                         std::to_string(model_.n_embd_inp()));
+    }
     clear();
     std::vector<int32_t> live(seq.rows.size());
     std::iota(live.begin(), live.end(), 0);

@@ -2,7 +2,7 @@
 //
 // It can hide rows from a layer on (what pruning must equal: the pruned row may be computed, but nobody sees it) and
 // capture tensors by llama.cpp's names. Both work through llama.cpp's own evaluation callback.
-// Throws StageError.
+// Throws StageError, ImageError.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,8 @@
 #include "engine.h"
 
+#include <atomic>
 #include <mutex>
+#include <thread>
 
 #include "bindings.h"
 #include "errors.h"
@@ -15,32 +17,58 @@ using ImageArray = py::array_t<uint8_t, py::array::c_style>;
 class EngineHandle {
   public:
     EngineHandle(const ModelParams & params, const std::string & mmproj, bool self_test)
-        : engine_(new Engine(params, mmproj, self_test)) {}
+        : engine_(new Engine(params, mmproj, self_test)), info_(engine_->info()) {}
 
     void close() {
-        const std::lock_guard<std::mutex> lock(mutex_);
+        const Use use(*this);
+        closed_ = true;
         engine_.reset();
     }
 
-    ModelInfo info() {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        return open().info();
+    // needs no lock: a callback may ask it
+    ModelInfo info() const {
+        check_open();
+        return info_;
     }
 
     Result generate(const Request & request, Interrupt & interrupt) {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        return open().generate(request, interrupt);
+        const Use use(*this);
+        check_open();
+        return engine_->generate(request, interrupt);
     }
 
   private:
-    Engine & open() {
-        if (!engine_) {
+    // holds the engine for one call. A callback of that call must not start another: it would wait for itself
+    class Use {
+      public:
+        explicit Use(EngineHandle & handle) : handle_(handle) {
+            if (handle.user_ == std::this_thread::get_id()) {
+                throw StageError(
+                    "this engine is busy with the caption whose callback this is; use it after generate returned");
+            }
+            lock_ = std::unique_lock<std::mutex>(handle.mutex_);
+            handle.user_ = std::this_thread::get_id();
+        }
+        ~Use() { handle_.user_ = std::thread::id(); }
+        Use(const Use &) = delete;
+        Use & operator=(const Use &) = delete;
+
+      private:
+        EngineHandle & handle_;
+        std::unique_lock<std::mutex> lock_;
+    };
+
+    void check_open() const {
+        if (closed_) {
             throw ModelError("this engine is closed; make a new one");
         }
-        return *engine_;
     }
+
     std::mutex mutex_;
+    std::atomic<std::thread::id> user_{};
+    std::atomic<bool> closed_{false};
     std::unique_ptr<Engine> engine_;
+    ModelInfo info_;
 };
 
 std::vector<RgbImage> check_images(const std::vector<ImageArray> & images) {
@@ -58,20 +86,26 @@ std::vector<RgbImage> check_images(const std::vector<ImageArray> & images) {
     return out;
 }
 
+// a model may sample bytes that are no UTF-8
+py::str decode(const std::string & text) {
+    return py::reinterpret_steal<py::str>(
+        PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "replace"));
+}
+
 std::function<bool(const std::string &)> text_callback(const py::object & fn) {
     if (fn.is_none()) {
         return {};
     }
     return [fn](const std::string & text) {
         const py::gil_scoped_acquire gil;
-        const py::object go_on = fn(py::str(text));
-        return go_on.is_none() || go_on.cast<bool>();
+        const py::object go_on = fn(decode(text));
+        return go_on.is_none() || static_cast<bool>(py::bool_(go_on));
     };
 }
 
-Result generate(EngineHandle & engine, const std::string & prompt, const std::vector<ImageArray> & images, const Plan & plan,
-                int32_t n_predict, float temp, int32_t top_k, float top_p, float min_p, uint32_t seed,
-                const std::vector<std::string> & stop, const py::object & on_token) {
+Result generate(EngineHandle & engine, const std::string & prompt, const std::vector<ImageArray> & images,
+                const Plan & plan, int32_t n_predict, float temp, int32_t top_k, float top_p, float min_p,
+                uint32_t seed, const std::vector<std::string> & stop, const py::object & on_token) {
     Request request;
     request.prompt = prompt;
     request.images = check_images(images);
@@ -97,12 +131,7 @@ void register_results(py::module_ & m) {
         .def_readonly("t_decode", &Report::t_decode)
         .def_readonly("kv_bytes", &Report::kv_bytes);
     py::class_<Result>(m, "Result", "A caption: text, token ids, why it ended, and its report.")
-        .def_property_readonly(
-            "text",
-            [](const Result & r) {
-                return py::reinterpret_steal<py::str>(
-                    PyUnicode_DecodeUTF8(r.text.data(), static_cast<py::ssize_t>(r.text.size()), "replace"));
-            })
+        .def_property_readonly("text", [](const Result & r) { return decode(r.text); })
         .def_readonly("tokens", &Result::tokens)
         .def_readonly("finish_reason", &Result::finish_reason)
         .def_readonly("report", &Result::report);
@@ -116,6 +145,7 @@ void register_info(py::module_ & m) {
         .def_readonly("bos", &ModelInfo::bos)
         .def_readonly("eos", &ModelInfo::eos)
         .def_readonly("media_marker", &ModelInfo::media_marker)
+        .def_readonly("add_bos", &ModelInfo::add_bos)
         .def_readonly("n_layer", &ModelInfo::n_layer)
         .def_readonly("n_embd", &ModelInfo::n_embd)
         .def_readonly("n_vocab", &ModelInfo::n_vocab)
@@ -139,25 +169,27 @@ void register_engine(py::module_ & m) {
           "general.architecture of a whole GGUF file ('clip' for a projector); ModelError says what else the file is.");
     py::class_<EngineHandle>(m, "Engine", "Image to caption: vision encoder, staged decoder, sampler.")
         .def(py::init([](const std::string & model, const std::string & mmproj, int32_t n_gpu_layers, int32_t n_ctx,
-                         int32_t n_ubatch, int32_t n_threads, const std::string & flash_attn, const std::string & type_k,
-                         const std::string & type_v, int32_t n_seq_max, bool self_test) {
+                         int32_t n_ubatch, int32_t n_threads, const std::string & flash_attn,
+                         const std::string & type_k, const std::string & type_v, int32_t n_seq_max, bool self_test) {
                  const py::gil_scoped_release release;
-                 return std::make_unique<EngineHandle>(
-                     ModelParams{model, n_gpu_layers, n_ctx, n_ubatch, n_threads, n_seq_max, flash_attn, type_k, type_v},
-                     mmproj, self_test);
+                 return std::make_unique<EngineHandle>(ModelParams{model, n_gpu_layers, n_ctx, n_ubatch, n_threads,
+                                                                   n_seq_max, flash_attn, type_k, type_v},
+                                                       mmproj, self_test);
              }),
-             py::arg("model"), py::arg("mmproj") = "", py::kw_only(), py::arg("n_gpu_layers") = -1, py::arg("n_ctx") = 4096,
-             py::arg("n_ubatch") = 512, py::arg("n_threads") = 0, py::arg("flash_attn") = "auto", py::arg("type_k") = "f16",
-             py::arg("type_v") = "f16", py::arg("n_seq_max") = 1, py::arg("self_test") = true)
+             py::arg("model"), py::arg("mmproj") = "", py::kw_only(), py::arg("n_gpu_layers") = -1,
+             py::arg("n_ctx") = 4096, py::arg("n_ubatch") = 512, py::arg("n_threads") = 0,
+             py::arg("flash_attn") = "auto", py::arg("type_k") = "f16", py::arg("type_v") = "f16",
+             py::arg("n_seq_max") = 1, py::arg("self_test") = true)
         .def("close", &EngineHandle::close, py::call_guard<py::gil_scoped_release>(),
              "Free model, projector and caches; using the engine again is a ModelError.")
-        .def_property_readonly("info", py::cpp_function(&EngineHandle::info, py::call_guard<py::gil_scoped_release>()))
-        .def("generate", &generate, py::arg("prompt"), py::arg("images"), py::kw_only(), py::arg("plan") = Plan{},
-             py::arg("n_predict") = 128, py::arg("temp") = 0.0f, py::arg("top_k") = 40, py::arg("top_p") = 0.95f,
-             py::arg("min_p") = 0.05f, py::arg("seed") = 0, py::arg("stop") = std::vector<std::string>{},
-             py::arg("on_token") = py::none(),
-             "prompt holds one media marker per image; images are uint8 [h, w, 3]. on_token gets new text, and ends the "
-             "caption by returning False.");
+        .def_property_readonly("info", &EngineHandle::info)
+        .def(
+            "generate", &generate, py::arg("prompt"), py::arg("images"), py::kw_only(), py::arg("plan") = Plan{},
+            py::arg("n_predict") = 128, py::arg("temp") = 0.0f, py::arg("top_k") = 40, py::arg("top_p") = 0.95f,
+            py::arg("min_p") = 0.05f, py::arg("seed") = 0, py::arg("stop") = std::vector<std::string>{},
+            py::arg("on_token") = py::none(),
+            "prompt holds one media marker per image; images are uint8 [h, w, 3]. on_token gets new text, and ends the "
+            "caption by returning False.");
 }
 
 }  // namespace atp::python

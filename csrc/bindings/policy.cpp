@@ -34,7 +34,13 @@ Policy from_callable(const py::function & fn, bool needs_score) {
     });
     return {"callable", needs_score, [held](const PolicyInput & in) {
                 const py::gil_scoped_acquire gil;
-                return (*held)(to_dict(in)).cast<KeepList>();
+                const py::object kept = (*held)(to_dict(in));
+                try {
+                    return kept.cast<KeepList>();
+                } catch (const py::cast_error &) {
+                    throw PlanError("a policy must return the image-token indices to keep, got " +
+                                    py::repr(kept).cast<std::string>());
+                }
             }};
 }
 
@@ -99,8 +105,8 @@ void register_policy(py::module_ & m) {
                    "', keep=" + std::to_string(c.keep) + ")";
         });
     m.def("policy_names", &policy_names, "Names that Cut accepts.");
-    m.def("run_policy", &run_policy, py::arg("name"), py::kw_only(), py::arg("score"), py::arg("live"), py::arg("grids"),
-          py::arg("keep"), py::arg("seed") = 0,
+    m.def("run_policy", &run_policy, py::arg("name"), py::kw_only(), py::arg("score"), py::arg("live"),
+          py::arg("grids"), py::arg("keep"), py::arg("seed") = 0,
           "One policy on plain arrays, without a model: keep list (ascending image-token indices) among `live`.");
 }
 

@@ -12,14 +12,18 @@ using IntArray = py::array_t<int32_t, py::array::c_style | py::array::forcecast>
 
 void add_image(Sequence & seq, const FloatArray & embd, std::pair<int32_t, int32_t> grid, bool causal,
                const std::optional<IntArray> & pos, int32_t n_pos) {
+    if (grid.first < 1 || grid.second < 1) {
+        throw ImageError("an image needs a grid of at least 1 x 1 tokens, got " + std::to_string(grid.first) + " x " +
+                         std::to_string(grid.second));
+    }
     ImageSpan span;
     span.grid_rows = grid.first;
     span.grid_cols = grid.second;
     span.n_tokens = grid.first * grid.second;
     span.causal = causal;
     if (embd.ndim() != 2 || embd.shape(0) != span.n_tokens || embd.shape(1) != seq.n_embd_inp) {
-        throw ImageError("image embeddings must be [grid rows * cols = " + std::to_string(span.n_tokens) + ", n_embd_inp = " +
-                         std::to_string(seq.n_embd_inp) + "]");
+        throw ImageError("image embeddings must be [grid rows * cols = " + std::to_string(span.n_tokens) +
+                         ", n_embd_inp = " + std::to_string(seq.n_embd_inp) + "]");
     }
     std::vector<std::array<int32_t, 4>> where;
     if (pos) {
@@ -36,7 +40,8 @@ void add_image(Sequence & seq, const FloatArray & embd, std::pair<int32_t, int32
 }  // namespace
 
 py::array_t<float> matrix(const std::vector<float> & values, size_t cols) {
-    const std::vector<py::ssize_t> shape = {static_cast<py::ssize_t>(values.size() / cols), static_cast<py::ssize_t>(cols)};
+    const std::vector<py::ssize_t> shape = {static_cast<py::ssize_t>(values.size() / cols),
+                                            static_cast<py::ssize_t>(cols)};
     return py::array_t<float>(shape, values.data());
 }
 
@@ -48,16 +53,18 @@ void register_sequence(py::module_ & m) {
                  return seq;
              }),
              py::arg("n_embd_inp"))
-        .def("add_text",
-             [](Sequence & seq, const std::vector<int32_t> & tokens) {
-                 for (const int32_t t : tokens) {
-                     seq.add_text(t);
-                 }
-             },
-             py::arg("tokens"))
+        .def(
+            "add_text",
+            [](Sequence & seq, const std::vector<int32_t> & tokens) {
+                for (const int32_t t : tokens) {
+                    seq.add_text(t);
+                }
+            },
+            py::arg("tokens"))
         .def("add_image", &add_image, py::arg("embd"), py::kw_only(), py::arg("grid"), py::arg("causal") = true,
              py::arg("pos") = py::none(), py::arg("n_pos") = 0,
-             "embd: float32 [rows * cols, n_embd_inp]. pos: int32 [n, 4] absolute positions (M-RoPE). n_pos: positions the "
+             "embd: float32 [rows * cols, n_embd_inp]. pos: int32 [n, 4] absolute positions (M-RoPE). n_pos: positions "
+             "the "
              "image takes, by default one a token.")
         .def_property_readonly("n_rows", [](const Sequence & seq) { return seq.rows.size(); })
         .def_property_readonly("n_image_tokens", &Sequence::n_image_tokens)
