@@ -272,7 +272,7 @@ def test_one_line():
 
 
 def test_inspect_a_text_model(cli, tiny_files):
-    ran = cli("inspect", tiny_files[0])
+    ran = cli("inspect", tiny_files[0], "-t", 1)
     assert (ran.code, ran.err) == (0, "")
     for line in ("text model", "architecture   llama", "layers         8", "width          128"):
         assert line in ran.out
@@ -280,7 +280,7 @@ def test_inspect_a_text_model(cli, tiny_files):
     assert "pruning        yes" in ran.out
     assert "chat template  yes" in ran.out
 
-    (row,) = cli("inspect", tiny_files[0], "--json").rows
+    (row,) = cli("inspect", tiny_files[0], "-t", 1, "--json").rows
     assert row["kind"] == "text model"
     assert row["legal_cuts"] == [1, 2, 3, 4, 5, 6, 7]
     assert row["n_params"] > 0

@@ -29,7 +29,13 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="positions that prompt and answer may take together (default: %(default)s)",
     )
-    group.add_argument(
+    add_devices(group)
+    add_verbose(parser)
+
+
+def add_devices(parser: argparse._ActionsContainer) -> None:
+    """-t and -ngl."""
+    parser.add_argument(
         "-t",
         "--threads",
         type=whole(0),
@@ -37,12 +43,6 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="CPU threads (default: chosen by the engine)",
     )
-    add_gpu_layers(group)
-    add_verbose(parser)
-
-
-def add_gpu_layers(parser: argparse._ActionsContainer) -> None:
-    """-ngl."""
     parser.add_argument(
         "-ngl",
         "--n-gpu-layers",

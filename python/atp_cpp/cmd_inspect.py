@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import asdict
 
-from atp_cpp.cli_args import add_gpu_layers, add_verbose
+from atp_cpp.cli_args import add_devices, add_verbose
 from atp_cpp.inspect_file import inspect_file
 from atp_cpp.terminal import EXIT_OK, Output
 
@@ -17,14 +17,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("file", metavar="GGUF", help="text model or vision projector")
     parser.add_argument("--json", action="store_true", help="one JSON row")
-    add_gpu_layers(parser)
+    add_devices(parser)
     add_verbose(parser)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
     """Prints the facts."""
-    facts = inspect_file(args.file, n_gpu_layers=args.n_gpu_layers)
+    facts = inspect_file(args.file, n_gpu_layers=args.n_gpu_layers, n_threads=args.threads)
     if args.json:
         output.row(asdict(facts))
     else:

@@ -112,13 +112,14 @@ class ProjectorFacts:
 
 
 def inspect_file(
-    path: str | os.PathLike[str], *, n_gpu_layers: int = -1
+    path: str | os.PathLike[str], *, n_gpu_layers: int = -1, n_threads: int = 0
 ) -> TextModelFacts | ProjectorFacts:
     """Looks into a GGUF file; a text model is loaded and put through the self-test.
 
     Args:
         path: the file.
         n_gpu_layers: for the self-test.
+        n_threads: for the self-test; 0 lets the engine choose.
 
     Raises:
         ModelError: not a GGUF, cut short, or nothing llama.cpp can run.
@@ -126,11 +127,15 @@ def inspect_file(
     header = read_header(path)
     if header.arch == "clip":
         return _projector_facts(path, header)
-    return _text_model_facts(path, n_gpu_layers)
+    return _text_model_facts(path, n_gpu_layers, n_threads)
 
 
-def _text_model_facts(path: str | os.PathLike[str], n_gpu_layers: int) -> TextModelFacts:
-    engine = Engine(os.fspath(path), n_gpu_layers=n_gpu_layers, n_ctx=_INSPECT_CTX)
+def _text_model_facts(
+    path: str | os.PathLike[str], n_gpu_layers: int, n_threads: int
+) -> TextModelFacts:
+    engine = Engine(
+        os.fspath(path), n_gpu_layers=n_gpu_layers, n_threads=n_threads, n_ctx=_INSPECT_CTX
+    )
     try:
         info = engine.info
         return TextModelFacts(
