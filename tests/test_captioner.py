@@ -1,6 +1,7 @@
 """Captioner: what reaches the engine, what comes back, who frees what; then the real engine."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -193,6 +194,7 @@ def test_threads_take_turns(fake_engine, pixels, monkeypatch):
     def alone(self, *args, **options):
         assert inside.acquire(blocking=False), "two calls in the engine at once"
         try:
+            time.sleep(0.001)  # lets the other threads try
             return real(self, *args, **options)
         finally:
             inside.release()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import struct
 
 import pytest
 from PIL import Image
@@ -287,6 +288,18 @@ def test_inspect_says_the_width_the_engine_will_ask_for(cli, tiny_mmproj, layout
     (row,) = cli("inspect", tiny_mmproj(layout), "--json").rows
     assert row["width"] == 128
     assert row["n_layer"] == 4
+
+
+@pytest.mark.parametrize("field", ["key", "n_dims", "type"])
+def test_inspect_a_header_of_nonsense(cli, tmp_path, field):
+    key = struct.pack("<Q", 1 << 40 if field == "key" else 1) + b"k"
+    pair = key + struct.pack("<IB", 99 if field == "type" else 0, 7)
+    tensor = struct.pack("<Q", 1) + b"t" + struct.pack("<I", 1 << 30)
+    path = tmp_path / "bad.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 1, 1) + pair + tensor + bytes(100))
+    ran = cli("inspect", path)
+    assert (ran.code, ran.out) == (2, "")
+    assert "the GGUF header is cut short or damaged" in ran.err
 
 
 def test_inspect_what_is_no_model(cli, tmp_path, scene, tiny_files):

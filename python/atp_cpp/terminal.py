@@ -18,9 +18,8 @@ EXIT_OK = 0
 EXIT_SOME_FAILED = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
-EXIT_PIPE_CLOSED = (
-    141  # what a shell reports for a program that SIGPIPE ended; never seen in `… | head -1`
-)
+# what a shell reports for a program that SIGPIPE ended; nobody sees it in `… | head -1`
+EXIT_PIPE_CLOSED = 141
 
 T = TypeVar("T")
 
