@@ -111,8 +111,8 @@ void CutGraph::cut(ggml_cgraph * whole) {
         int32_t n_alive = 0;
         ggml_tensor * t = live.border(il, &n_alive);
         if (!t || !ggml_is_contiguous(t)) {
-            throw StageError("architecture '" + model_.arch() + "' cannot be cut after " + std::to_string(il) + " layers: " +
-                             std::to_string(n_alive) + " tensors cross the border");
+            throw StageError("architecture '" + model_.arch() + "' cannot be cut after " + std::to_string(il) +
+                             " layers: " + std::to_string(n_alive) + " tensors cross the border");
         }
         return t;
     };
@@ -171,8 +171,8 @@ void CutGraph::check_foreign() const {
     for (const auto & fused : result_->get_fused_nodes()) {
         const bool foreign = fused.il < range_.il_first || fused.il >= range_.il_last;
         if (foreign && std::find(nodes_.begin(), nodes_.end(), fused.tensor) != nodes_.end()) {
-            throw StageError(stage_name(range_) + " of architecture '" + model_.arch() + "' would need the attention of layer " +
-                             std::to_string(fused.il));
+            throw StageError(stage_name(range_) + " of architecture '" + model_.arch() +
+                             "' would need the attention of layer " + std::to_string(fused.il));
         }
     }
 }
@@ -196,8 +196,8 @@ void CutGraph::find_prompt_reads() {
         }
     }
     reads_prompt_ = std::any_of(nodes_.begin(), nodes_.end(), [&](const ggml_tensor * node) {
-        return content.count(node->view_src) ||
-               std::any_of(std::begin(node->src), std::end(node->src), [&](const ggml_tensor * s) { return content.count(s); });
+        return content.count(node->view_src) || std::any_of(std::begin(node->src), std::end(node->src),
+                                                            [&](const ggml_tensor * s) { return content.count(s); });
     });
 }
 

@@ -85,8 +85,8 @@ class CutGraph {
     ggml_tensor * output_ = nullptr;
 };
 
-// the parts as one graph ready to allocate: leaves that set_inputs fills, then nodes in order. The hidden state entering
-// the first part is a leaf too; those entering the others are taken to be spliced to the part before
+// the parts as one graph ready to allocate: leaves that set_inputs fills, then nodes in order. The hidden state
+// entering the first part is a leaf too; those entering the others are taken to be spliced to the part before
 ggml_cgraph * assemble(ggml_context * ctx, size_t max_nodes, const std::vector<const CutGraph *> & parts);
 
 // the borders at which this graph can be cut, as layer counts

@@ -35,7 +35,8 @@ void check_plan(const Plan & plan, int32_t n_layer, const std::vector<int32_t> &
         }
         if (cut.after == 0) {
             if (cut.policy.needs_score) {
-                throw PlanError(where + ": this policy needs attention scores, and none exist before the first layer; " +
+                throw PlanError(where +
+                                ": this policy needs attention scores, and none exist before the first layer; " +
                                 "cut after at least 1 layer");
             }
             continue;

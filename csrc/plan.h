@@ -12,8 +12,8 @@
 namespace atp {
 
 struct Cut {
-    int32_t after = 0;   // layers already run when this cut is made
-    Policy policy;       // by name (find_policy) or brought by the caller
+    int32_t after = 0;  // layers already run when this cut is made
+    Policy policy;      // by name (find_policy) or brought by the caller
     double keep = 1.0;
     uint64_t seed = 0;
 };

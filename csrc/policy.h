@@ -15,12 +15,12 @@ namespace atp {
 
 // what a policy sees at one cut; arrays run over the live image tokens, in order
 struct PolicyInput {
-    std::vector<int32_t> index;    // image-token index
-    std::vector<int32_t> image;    // image it belongs to
-    std::vector<int32_t> y, x;     // cell on that image's patch grid
-    std::vector<float> score;      // empty when the policy needs no score
+    std::vector<int32_t> index;  // image-token index
+    std::vector<int32_t> image;  // image it belongs to
+    std::vector<int32_t> y, x;   // cell on that image's patch grid
+    std::vector<float> score;    // empty when the policy needs no score
     std::vector<ImageSpan> images;
-    double keep = 1.0;             // fraction of each image's original tokens
+    double keep = 1.0;  // fraction of each image's original tokens
     uint64_t seed = 0;
 };
 

@@ -23,18 +23,39 @@ struct Reference::Watch {
 
 namespace {
 
-// -inf in the columns of the hidden cells; mask is [n_kv, n_rows], F16 or F32
+float mask_value(const ggml_tensor * mask, const char * at) {
+    return mask->type == GGML_TYPE_F16 ? ggml_fp16_to_fp32(*reinterpret_cast<const ggml_fp16_t *>(at))
+                                       : *reinterpret_cast<const float *>(at);
+}
+
+void block(const ggml_tensor * mask, char * at) {
+    if (mask->type == GGML_TYPE_F16) {
+        *reinterpret_cast<ggml_fp16_t *>(at) = ggml_fp32_to_fp16(-INFINITY);
+    } else {
+        *reinterpret_cast<float *>(at) = -INFINITY;
+    }
+}
+
+// -inf in the columns of the hidden cells; mask is [n_kv, n_rows], F16 or F32. A row that would see nothing at all is
+// hidden itself (a live one sees itself): it keeps its sight, or its softmax would be NaN and spoil sums as 0 * NaN
 void hide_columns(ggml_tensor * mask, const std::vector<int32_t> & cells, std::vector<char> & raw) {
     raw.resize(ggml_nbytes(mask));
     ggml_backend_tensor_get(mask, raw.data(), 0, raw.size());
-    const ggml_fp16_t half = ggml_fp32_to_fp16(-INFINITY);
+    std::vector<char> is_hidden(mask->ne[0], 0);
+    for (const int32_t cell : cells) {
+        if (cell < mask->ne[0]) {  // later rows of the prompt have no column yet
+            is_hidden[cell] = 1;
+        }
+    }
     for (int64_t r = 0; r < mask->ne[1]; ++r) {
-        for (const int32_t cell : cells) {
-            char * at = raw.data() + r * mask->nb[1] + cell * mask->nb[0];
-            if (mask->type == GGML_TYPE_F16) {
-                *reinterpret_cast<ggml_fp16_t *>(at) = half;
-            } else {
-                *reinterpret_cast<float *>(at) = -INFINITY;
+        char * row = raw.data() + r * mask->nb[1];
+        bool sees = false;
+        for (int64_t cell = 0; cell < mask->ne[0] && !sees; ++cell) {
+            sees = !is_hidden[cell] && std::isfinite(mask_value(mask, row + cell * mask->nb[0]));
+        }
+        for (int64_t cell = 0; cell < mask->ne[0] && sees; ++cell) {
+            if (is_hidden[cell]) {
+                block(mask, row + cell * mask->nb[0]);
             }
         }
     }
@@ -102,6 +123,9 @@ Reference::Reference(const Model & model, int32_t n_ctx, int32_t n_ubatch)
 Reference::~Reference() = default;
 
 void Reference::hide(int32_t after, std::vector<int32_t> rows) {
+    if (std::any_of(rows.begin(), rows.end(), [](int32_t row) { return row < 0; })) {
+        throw StageError("rows to hide are indices into the sequence, 0 and up");
+    }
     watch_->hidden[after] = std::move(rows);
     capture({watch_->names.begin(), watch_->names.end()});
 }

@@ -13,8 +13,8 @@ struct Report {
     int32_t n_prompt = 0;        // rows of the sequence: text and image
     int32_t n_decoded = 0;       // tokens generated
 
-    std::vector<int32_t> n_kept;             // image tokens alive after each cut
-    std::vector<std::vector<int32_t>> kept;  // per cut: the keep list as image-token indices, ascending
+    std::vector<int32_t> n_kept;                     // image tokens alive after each cut
+    std::vector<std::vector<int32_t>> kept;          // per cut: the keep list as image-token indices, ascending
     std::vector<std::pair<int32_t, int32_t>> grids;  // per image: rows, columns of its patch grid
 
     double tokens_mean = 0.0;  // image tokens averaged over all decoder layers (Table 1 of the ATP paper)

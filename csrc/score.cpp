@@ -26,7 +26,8 @@ ggml_tensor * soft_max(const CutGraph & cut, int32_t il) {
 
 // rows [begin, end) of dimension 1, all heads: a view
 ggml_tensor * row_view(ggml_context * ctx, ggml_tensor * t, int32_t begin, int32_t end) {
-    return ggml_view_4d(ctx, t, t->ne[0], end - begin, t->ne[2], t->ne[3], t->nb[1], t->nb[2], t->nb[3], begin * t->nb[1]);
+    return ggml_view_4d(ctx, t, t->ne[0], end - begin, t->ne[2], t->ne[3], t->nb[1], t->nb[2], t->nb[3],
+                        begin * t->nb[1]);
 }
 
 // softmax(q k^T) of a flash attention node, for some rows: [n_kv, n_rows, n_head]
@@ -71,11 +72,13 @@ int32_t score_layer(const CutGraph & cut) {
 ScoreTap add_score(ggml_context * ctx, ggml_cgraph * graph, const CutGraph & cut, int32_t row_begin, int32_t row_end) {
     const int32_t il = score_layer(cut);
     if (il < 0) {
-        throw PlanError("layers " + std::to_string(cut.range().il_first) + " to " + std::to_string(cut.range().il_last - 1) +
-                        " hold no full-attention layer to score from; move the cut behind one, or use a policy without scores");
+        throw PlanError(
+            "layers " + std::to_string(cut.range().il_first) + " to " + std::to_string(cut.range().il_last - 1) +
+            " hold no full-attention layer to score from; move the cut behind one, or use a policy without scores");
     }
     ggml_tensor * fa = flash_attention(cut, il);
-    ggml_tensor * p = fa ? attention_of(ctx, fa, row_begin, row_end) : row_view(ctx, soft_max(cut, il), row_begin, row_end);
+    ggml_tensor * p =
+        fa ? attention_of(ctx, fa, row_begin, row_end) : row_view(ctx, soft_max(cut, il), row_begin, row_end);
     const int64_t n_kv = p->ne[0];
     const int64_t n_head = p->ne[2];
     // [n_kv, n_rows, n_head] -> [1, n_kv]: sum over rows and heads, then the mean over heads
@@ -99,7 +102,8 @@ std::vector<int32_t> read_cells(const CutGraph & cut) {
         leaf = leaf ? leaf : index_leaf<llm_graph_input_attn_k>(in);
     }
     if (!leaf) {
-        throw PlanError("architecture '" + cut.model().arch() + "' keeps its attention memory in a way that cannot be " +
+        throw PlanError("architecture '" + cut.model().arch() +
+                        "' keeps its attention memory in a way that cannot be " +
                         "scored; use a policy without scores");
     }
     std::vector<int64_t> wide(ggml_nelements(leaf));

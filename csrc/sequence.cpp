@@ -37,7 +37,8 @@ std::vector<Segment> segments(const Sequence & seq, const std::vector<int32_t> &
     std::vector<Segment> out;
     for (size_t i = 0; i < live.size(); ++i) {
         const Row & row = seq.rows[live[i]];
-        const bool starts = i == 0 || seq.rows[live[i - 1]].kind != row.kind || seq.rows[live[i - 1]].image != row.image;
+        const bool starts =
+            i == 0 || seq.rows[live[i - 1]].kind != row.kind || seq.rows[live[i - 1]].image != row.image;
         if (starts) {
             const bool image = row.kind == RowKind::image;
             out.push_back({i, i, image, !image || seq.images[row.image].causal});

@@ -15,18 +15,18 @@ enum class RowKind : uint8_t { text, image };
 
 struct Row {
     RowKind kind = RowKind::text;
-    int32_t token = -1;                    // text: the token id
-    int32_t image = -1;                    // image: which image of the prompt
-    int32_t index = -1;                    // image: index among ALL image tokens of the prompt
+    int32_t token = -1;                         // text: the token id
+    int32_t image = -1;                         // image: which image of the prompt
+    int32_t index = -1;                         // image: index among ALL image tokens of the prompt
     std::array<int32_t, 4> pos = {0, 0, 0, 0};  // sections of the position (M-RoPE: t, y, x, extra)
 };
 
 struct ImageSpan {
-    int32_t first = 0;      // index of its first image token among all image tokens
+    int32_t first = 0;  // index of its first image token among all image tokens
     int32_t n_tokens = 0;
     int32_t grid_rows = 0;  // grid_rows * grid_cols == n_tokens
     int32_t grid_cols = 0;
-    bool causal = true;     // false: rows of this image see each other in both directions
+    bool causal = true;  // false: rows of this image see each other in both directions
 };
 
 struct Sequence {
@@ -34,7 +34,7 @@ struct Sequence {
     std::vector<ImageSpan> images;
     std::vector<float> embd;  // [n_image_tokens][n_embd_inp], in the order of Row::index
     int32_t n_embd_inp = 0;
-    int32_t n_pos = 0;        // the next position: decoding goes on here, whatever was pruned
+    int32_t n_pos = 0;  // the next position: decoding goes on here, whatever was pruned
 
     int32_t n_image_tokens() const;
 

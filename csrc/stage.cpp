@@ -17,8 +17,8 @@ struct Stage::Run {
     ggml_backend_sched * sched;
     Interrupt & interrupt;
     StageOutput out;
-    std::vector<int32_t> cell;   // per live row
-    std::vector<float> received; // per cell: attention summed over the scored rows
+    std::vector<int32_t> cell;    // per live row
+    std::vector<float> received;  // per cell: attention summed over the scored rows
     int32_t n_scored = 0;
     const std::vector<float> * embd_for_merged = nullptr;
 };
@@ -174,8 +174,8 @@ void Stage::compute(Run & run, const Segment & segment, const llama_ubatch & uba
     const ggml_status status = ggml_backend_sched_graph_compute(run.sched, graph);
     run.interrupt.check();
     if (status != GGML_STATUS_SUCCESS) {
-        throw StageError("computing layers " + std::to_string(range_.il_first) + " to " + std::to_string(range_.il_last - 1) +
-                         " failed: " + log_capture::last_error());
+        throw StageError("computing layers " + std::to_string(range_.il_first) + " to " +
+                         std::to_string(range_.il_last - 1) + " failed: " + log_capture::last_error());
     }
     if (!graph_.is_last()) {
         run.hidden_out.read(graph_.output(), ubatch, segment.begin);

@@ -100,15 +100,15 @@ llama_memory_i * build(const Model & model, StageRange range, uint32_t n_cells, 
     const auto filter = [&](int32_t il) { return owner.filter(il); };
     const auto reuse = [&](int32_t il) { return owner.reuse(il); };
     if (plain) {
-        auto cache = std::make_unique<llama_kv_cache>(m, hp, model.type_k(), model.type_v(), !cp.flash_attn, cp.offload_kqv, cp.kv_unified, n_cells,
-                                                      cp.n_seq_max, 1, hp.n_swa, hp.swa_type, nullptr, filter, reuse,
-                                                      nullptr);
+        auto cache = std::make_unique<llama_kv_cache>(m, hp, model.type_k(), model.type_v(), !cp.flash_attn,
+                                                      cp.offload_kqv, cp.kv_unified, n_cells, cp.n_seq_max, 1, hp.n_swa,
+                                                      hp.swa_type, nullptr, filter, reuse, nullptr);
         check_layers(*cache, owner);
         return cache.release();
     }
-    auto cache = std::make_unique<llama_kv_cache_iswa>(m, model.type_k(), model.type_v(), !cp.flash_attn, cp.offload_kqv, /*swa_full*/ false,
-                                                       cp.kv_unified, n_cells, cp.n_seq_max, n_ubatch, 1, nullptr, filter,
-                                                       reuse, nullptr);
+    auto cache = std::make_unique<llama_kv_cache_iswa>(m, model.type_k(), model.type_v(), !cp.flash_attn,
+                                                       cp.offload_kqv, /*swa_full*/ false, cp.kv_unified, n_cells,
+                                                       cp.n_seq_max, n_ubatch, 1, nullptr, filter, reuse, nullptr);
     check_layers(*cache->get_base(), owner);
     check_layers(*cache->get_swa(), owner);
     return cache.release();
@@ -135,8 +135,8 @@ void StageCache::reserve(int32_t n_cells, int32_t n_ubatch) {
         throw;
     } catch (const std::exception & e) {
         throw StageError("no memory for a KV cache of " + std::to_string(wanted) + " cells, layers " +
-                         std::to_string(range_.il_first) + " to " + std::to_string(range_.il_last - 1) + ": " + e.what() +
-                         "; use a smaller context or a smaller KV type");
+                         std::to_string(range_.il_first) + " to " + std::to_string(range_.il_last - 1) + ": " +
+                         e.what() + "; use a smaller context or a smaller KV type");
     }
     n_cells_ = wanted;
     n_ubatch_ = n_ubatch;

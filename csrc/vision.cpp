@@ -17,7 +17,8 @@ namespace {
 mtmd_context * open_projector(const Model & model, const std::string & path) {
     const std::string arch = check_gguf(path);
     if (arch != "clip") {
-        throw ModelError(path + " is a text model (architecture '" + arch + "'), not a vision projector: pass the mmproj file");
+        throw ModelError(path + " is a text model (architecture '" + arch +
+                         "'), not a vision projector: pass the mmproj file");
     }
     mtmd_context_params params = mtmd_context_params_default();
     params.use_gpu = model.params().n_gpu_layers != 0;
@@ -87,8 +88,8 @@ std::string Vision::media_marker() {
 Sequence Vision::encode(const std::string & prompt, const std::vector<RgbImage> & images, double & t_encode) const {
     const size_t n_markers = count_markers(prompt, media_marker());
     if (n_markers != images.size()) {
-        throw ImageError("the prompt has " + std::to_string(n_markers) + " media markers (" + media_marker() + ") for " +
-                         std::to_string(images.size()) + " images; it needs one each");
+        throw ImageError("the prompt has " + std::to_string(n_markers) + " media markers (" + media_marker() +
+                         ") for " + std::to_string(images.size()) + " images; it needs one each");
     }
     mtmd::bitmaps bitmaps;
     for (const RgbImage & image : images) {
@@ -96,14 +97,16 @@ Sequence Vision::encode(const std::string & prompt, const std::vector<RgbImage> 
             throw ImageError("an image of " + std::to_string(image.width) + "x" + std::to_string(image.height) +
                              " pixels has nothing to see");
         }
-        bitmaps.entries.emplace_back(static_cast<uint32_t>(image.width), static_cast<uint32_t>(image.height), image.data);
+        bitmaps.entries.emplace_back(static_cast<uint32_t>(image.width), static_cast<uint32_t>(image.height),
+                                     image.data);
     }
     const auto pointers = bitmaps.c_ptr();
     mtmd::input_chunks chunks(mtmd_input_chunks_init());
     const mtmd_input_text text = {prompt.c_str(), prompt.size(), /*add_special*/ true, /*parse_special*/ true};
     log_capture::clear();
     // the array may be the address of an empty vector
-    if (mtmd_tokenize(ctx_.get(), chunks.ptr.get(), &text, const_cast<const mtmd_bitmap **>(pointers.data()), pointers.size())) {
+    if (mtmd_tokenize(ctx_.get(), chunks.ptr.get(), &text, const_cast<const mtmd_bitmap **>(pointers.data()),
+                      pointers.size())) {
         throw ImageError("libmtmd cannot prepare the images: " + log_capture::last_error());
     }
     Sequence seq;

@@ -33,12 +33,13 @@ py::array_t<float> decode(TextDecoder & d, const std::vector<std::tuple<int32_t,
     for (const auto & [seq_id, token, pos] : rows) {
         plain.push_back({seq_id, token, pos});
     }
-    return matrix(without_gil([&](Interrupt & interrupt) { return d.decoder.decode(plain, interrupt); }), d.model.n_vocab());
+    return matrix(without_gil([&](Interrupt & interrupt) { return d.decoder.decode(plain, interrupt); }),
+                  d.model.n_vocab());
 }
 
-ModelParams make_params(const std::string & path, int32_t n_gpu_layers, int32_t n_ctx, int32_t n_ubatch, int32_t n_threads,
-                        const std::string & flash_attn, const std::string & type_k, const std::string & type_v,
-                        int32_t n_seq_max) {
+ModelParams make_params(const std::string & path, int32_t n_gpu_layers, int32_t n_ctx, int32_t n_ubatch,
+                        int32_t n_threads, const std::string & flash_attn, const std::string & type_k,
+                        const std::string & type_v, int32_t n_seq_max) {
     return {path, n_gpu_layers, n_ctx, n_ubatch, n_threads, n_seq_max, flash_attn, type_k, type_v};
 }
 
@@ -46,21 +47,26 @@ ModelParams make_params(const std::string & path, int32_t n_gpu_layers, int32_t 
 
 void register_decoder(py::module_ & m) {
     py::class_<ModelParams>(m, "ModelParams", "How to load a decoder. n_gpu_layers -1: all. n_threads 0: chosen.")
-        .def(py::init(&make_params), py::arg("path"), py::kw_only(), py::arg("n_gpu_layers") = -1, py::arg("n_ctx") = 4096,
-             py::arg("n_ubatch") = 512, py::arg("n_threads") = 0, py::arg("flash_attn") = "auto", py::arg("type_k") = "f16",
-             py::arg("type_v") = "f16", py::arg("n_seq_max") = 1);
+        .def(py::init(&make_params), py::arg("path"), py::kw_only(), py::arg("n_gpu_layers") = -1,
+             py::arg("n_ctx") = 4096, py::arg("n_ubatch") = 512, py::arg("n_threads") = 0,
+             py::arg("flash_attn") = "auto", py::arg("type_k") = "f16", py::arg("type_v") = "f16",
+             py::arg("n_seq_max") = 1);
 
     py::class_<TextDecoder>(m, "Decoder", "The staged decoder on rows you bring: for laws and benchmarks.")
         .def(py::init<const ModelParams &>(), py::arg("params"), py::call_guard<py::gil_scoped_release>())
-        .def("set_plan", [](TextDecoder & d, const Plan & plan) { d.decoder.set_plan(plan); }, py::arg("plan"))
+        .def(
+            "set_plan", [](TextDecoder & d, const Plan & plan) { d.decoder.set_plan(plan); }, py::arg("plan"))
         .def("prefill", &prefill, py::arg("seq"), py::kw_only(), py::arg("seq_id") = 0, py::arg("n_predict") = 0,
              py::arg("all_logits") = false,
-             "dict: logits float32 [n_outputs, n_vocab], kept (per cut), scores (per cut, float32 over live image tokens).")
+             "dict: logits float32 [n_outputs, n_vocab], kept (per cut), scores (per cut, float32 over live image "
+             "tokens).")
         .def("decode", &decode, py::arg("rows"), "rows: (seq_id, token, pos) each -> logits float32 [n_rows, n_vocab].")
-        .def("remove", [](TextDecoder & d, int32_t seq_id) { d.decoder.remove(seq_id); }, py::arg("seq_id"))
+        .def(
+            "remove", [](TextDecoder & d, int32_t seq_id) { d.decoder.remove(seq_id); }, py::arg("seq_id"))
         .def("release", [](TextDecoder & d) { d.decoder.release(); })
-        .def("self_test", [](TextDecoder & d, const std::vector<int32_t> & cuts) { return d.decoder.self_test(cuts); },
-             py::arg("cuts"), "NMSE of the logits, staged at these cuts against llama_decode.")
+        .def(
+            "self_test", [](TextDecoder & d, const std::vector<int32_t> & cuts) { return d.decoder.self_test(cuts); },
+            py::arg("cuts"), "NMSE of the logits, staged at these cuts against llama_decode.")
         .def_property_readonly("legal_cuts", [](TextDecoder & d) { return d.decoder.legal_cuts(); })
         .def_property_readonly("kv_bytes", [](const TextDecoder & d) { return d.decoder.kv_bytes(); })
         .def_property_readonly("n_cells", [](const TextDecoder & d) { return d.decoder.n_cells(); })

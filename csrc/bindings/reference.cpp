@@ -10,7 +10,8 @@ namespace {
 struct PlainDecoder {
     Model model;
     Reference reference;
-    explicit PlainDecoder(const ModelParams & params) : model(params), reference(model, params.n_ctx, params.n_ubatch) {}
+    explicit PlainDecoder(const ModelParams & params)
+        : model(params), reference(model, params.n_ctx, params.n_ubatch) {}
 };
 
 py::dict captured(const PlainDecoder & d) {
@@ -31,31 +32,38 @@ py::dict captured(const PlainDecoder & d) {
 void register_reference(py::module_ & m) {
     py::class_<PlainDecoder>(m, "Reference", "Plain llama_decode on the same build: the ruler of laws and benchmarks.")
         .def(py::init<const ModelParams &>(), py::arg("params"), py::call_guard<py::gil_scoped_release>())
-        .def("hide", [](PlainDecoder & d, int32_t after, std::vector<int32_t> rows) { d.reference.hide(after, std::move(rows)); },
-             py::arg("after"), py::arg("rows"), "From layer `after` on, no row sees these rows.")
-        .def("capture", [](PlainDecoder & d, std::vector<std::string> names) { d.reference.capture(std::move(names)); },
-             py::arg("names"), "Keep copies of tensors by llama.cpp's names, one per ubatch.")
+        .def(
+            "hide",
+            [](PlainDecoder & d, int32_t after, std::vector<int32_t> rows) {
+                d.reference.hide(after, std::move(rows));
+            },
+            py::arg("after"), py::arg("rows"), "From layer `after` on, no row sees these rows.")
+        .def(
+            "capture", [](PlainDecoder & d, std::vector<std::string> names) { d.reference.capture(std::move(names)); },
+            py::arg("names"), "Keep copies of tensors by llama.cpp's names, one per ubatch.")
         .def_property_readonly("captured", &captured, "dict name -> list of float32 arrays, slowest dimension first.")
-        .def("prefill",
-             [](PlainDecoder & d, const Sequence & seq, bool all_logits) {
-                 std::vector<float> logits;
-                 {
-                     const py::gil_scoped_release release;
-                     logits = d.reference.prefill(seq, all_logits);
-                 }
-                 return matrix(logits, d.model.n_vocab());
-             },
-             py::arg("seq"), py::kw_only(), py::arg("all_logits") = false)
-        .def("decode",
-             [](PlainDecoder & d, int32_t token, int32_t pos) {
-                 std::vector<float> logits;
-                 {
-                     const py::gil_scoped_release release;
-                     logits = d.reference.decode(token, pos);
-                 }
-                 return matrix(logits, d.model.n_vocab());
-             },
-             py::arg("token"), py::arg("pos"))
+        .def(
+            "prefill",
+            [](PlainDecoder & d, const Sequence & seq, bool all_logits) {
+                std::vector<float> logits;
+                {
+                    const py::gil_scoped_release release;
+                    logits = d.reference.prefill(seq, all_logits);
+                }
+                return matrix(logits, d.model.n_vocab());
+            },
+            py::arg("seq"), py::kw_only(), py::arg("all_logits") = false)
+        .def(
+            "decode",
+            [](PlainDecoder & d, int32_t token, int32_t pos) {
+                std::vector<float> logits;
+                {
+                    const py::gil_scoped_release release;
+                    logits = d.reference.decode(token, pos);
+                }
+                return matrix(logits, d.model.n_vocab());
+            },
+            py::arg("token"), py::arg("pos"))
         .def("clear", [](PlainDecoder & d) { d.reference.clear(); });
 }
 
