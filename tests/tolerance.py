@@ -1,0 +1,64 @@
+"""One table of tolerances: backend x precision x what is compared; no other test states one.
+
+`precision` is the type of the KV cache; "f32" also means F32 weights and no flash attention, so
+that nothing but F32 arithmetic rounds. Two architectures have rows of their own:
+
+- gemma3 ("GELU table"): its GELU reads a table of 65,536 halves, so that a difference in the last
+  bit of an F32 can come out as one in the last bit of an F16.
+- qwen2moe ("experts"): where two experts score alike, a rounding can choose the other one.
+"""
+
+from __future__ import annotations
+
+ANY = "any"
+
+# (backend, precision, what) -> largest NMSE, except for "staged = whole": largest |difference|.
+# In the comment: what was measured, over all tiny models with that row.
+TABLE = {
+    # cutting changes no operation and no order of operations: equal bit for bit
+    ("cpu", ANY, "staged = whole"): 0.0,  # 0.0
+    # hidden rows take part in softmax sums as zeros: other SIMD lanes, other roundings
+    ("cpu", "f32", "pruned = masked"): 1e-12,  # 8.1e-14
+    ("cpu", "f32, GELU table", "pruned = masked"): 2e-8,  # 1.2e-9
+    ("cpu", "f32, experts", "pruned = masked"): 1e-12,  # 5.5e-14
+    ("cpu", "f16", "pruned = masked"): 2e-6,  # 1.6e-7
+    ("cpu", "f16, GELU table", "pruned = masked"): 2e-6,  # 1.3e-7
+    ("cpu", "f16, experts", "pruned = masked"): 3e-4,  # 2.5e-5
+    ("cpu", "q8_0", "pruned = masked"): 1e-6,  # 0.0
+    ("cpu", "q8_0, GELU table", "pruned = masked"): 1e-6,  # 0.0
+    ("cpu", "q8_0, experts", "pruned = masked"): 1e-6,  # 0.0
+    # NumPy takes q and k before they are rounded to the type of the cache
+    ("cpu", "f32", "scores = NumPy"): 3e-11,  # 3.1e-12
+    ("cpu", "f32, GELU table", "scores = NumPy"): 3e-11,  # 1.3e-13
+    ("cpu", "f32, experts", "scores = NumPy"): 3e-11,  # 7.9e-13
+    ("cpu", "f16", "scores = NumPy"): 5e-4,  # 5.4e-5
+    ("cpu", "f16, GELU table", "scores = NumPy"): 1e-5,  # 8.2e-7
+    ("cpu", "f16, experts", "scores = NumPy"): 5e-4,  # 1.8e-5
+    ("cpu", "q8_0", "scores = NumPy"): 5e-3,  # 6.1e-4
+    ("cpu", "q8_0, GELU table", "scores = NumPy"): 5e-3,  # 2.0e-4
+    ("cpu", "q8_0, experts", "scores = NumPy"): 5e-3,  # 5.8e-4
+    ("cpu", "f32", "scores = softmax"): 3e-11,  # 2.8e-12
+    ("cpu", "f32, GELU table", "scores = softmax"): 3e-11,  # 1.1e-14
+    ("cpu", "f32, experts", "scores = softmax"): 3e-11,  # 8.7e-13
+    # one matrix product for two rows rounds otherwise than two products
+    ("cpu", "f32", "together = alone"): 1e-12,  # 1.7e-13
+    ("cpu", "f32, GELU table", "together = alone"): 2e-8,  # 2.0e-9
+    ("cpu", "f32, experts", "together = alone"): 1e-12,  # 2.1e-13
+    ("cpu", "f16", "together = alone"): 1e-6,  # 8.7e-8
+    ("cpu", "f16, GELU table", "together = alone"): 1e-6,  # 4.1e-8
+    ("cpu", "f16, experts", "together = alone"): 1e-6,  # 6.7e-8
+    ("cpu", "q8_0", "together = alone"): 1e-5,  # 1.8e-7
+    ("cpu", "q8_0, GELU table", "together = alone"): 1e-5,  # 1.0e-6
+    ("cpu", "q8_0, experts", "together = alone"): 1e-5,  # 4.5e-14
+}
+
+
+def bound(backend: str, precision: str, what: str) -> float:
+    """The table's row, or the row for any precision."""
+    return TABLE.get((backend, precision, what), TABLE.get((backend, ANY, what), float("nan")))
+
+
+def check(error: float, backend: str, precision: str, what: str) -> None:
+    """Fail unless the error is within the table (a row that is missing fails, too)."""
+    limit = bound(backend, precision, what)
+    assert error <= limit, f"{what} on {backend}, {precision}: {error:.2e} is above {limit:.0e}"
