@@ -166,6 +166,15 @@ def test_the_law_of_pruning_can_fail(make_rig, arch, precision, what):
     assert nmse(expected, measured) > 10 * bound("cpu", rig.precision, "pruned = masked")
 
 
+def test_the_last_row_stays_even_as_part_of_an_image(make_rig, arch):
+    """It predicts the first token: the logits must be its own, not those of the last survivor."""
+    rig = make_rig(arch, "f32")
+    staged = rig.staged()
+    seq = prompt(rig, staged, 5, (6, 6))
+    plan = [core.Cut(2, lambda tokens: [3, 17]), core.Cut(5, lambda tokens: [3])]
+    assert pruned_equals_masked(rig, staged, seq, plan) == [[3, 17, 35], [3, 35]]
+
+
 def test_text_rows_stay_and_their_order_too(make_rig):
     rig = make_rig("llama")
     staged = rig.staged()
