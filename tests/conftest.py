@@ -46,3 +46,8 @@ def tiny_mmproj(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
     n_embd, n_head, n_ff, n_deepstack.
     """
     return _cached(tmp_path_factory.mktemp("mmproj"), make_tiny_model.write_mmproj, "mmproj-")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    """Say which groups of tests this run leaves out."""
+    return f"markers: {config.getoption('markexpr') or 'all'} (docs/build.md, Tests and checks)"
