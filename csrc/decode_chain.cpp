@@ -1,5 +1,6 @@
 #include "decode_chain.h"
 
+#include "abort_guard.h"
 #include "errors.h"
 #include "llama_private.h"
 #include "log_capture.h"
@@ -19,10 +20,6 @@ namespace {
 
 size_t chain_nodes(const Model & model) {
     return 2 * model.max_nodes();
-}
-
-bool stop_compute(void * interrupt) {
-    return static_cast<Interrupt *>(interrupt)->poll();
 }
 
 }  // namespace
@@ -106,12 +103,11 @@ void DecodeChain::build() {
 
 std::vector<float> DecodeChain::step(const std::vector<DecodeRow> & rows, Interrupt & interrupt) {
     interrupt.check();
-    std::vector<Row> owned(rows.size());
+    std::vector<std::array<int32_t, 4>> pos(rows.size());
     std::vector<BatchRow> batch(rows.size());
     for (size_t i = 0; i < rows.size(); ++i) {
-        owned[i].token = rows[i].token;
-        owned[i].pos = {rows[i].pos, rows[i].pos, rows[i].pos, 0};
-        batch[i] = {&owned[i], nullptr, rows[i].seq_id, true};
+        pos[i] = {rows[i].pos, rows[i].pos, rows[i].pos, 0};
+        batch[i] = {pos[i].data(), rows[i].token, nullptr, rows[i].seq_id, true};
     }
     Memories & m = *memories_;
     m.previous = std::move(m.now);
@@ -121,6 +117,9 @@ std::vector<float> DecodeChain::step(const std::vector<DecodeRow> & rows, Interr
         if (!m.now.back()->apply()) {
             throw StageError("llama.cpp could not apply a decode step to the KV cache: " + log_capture::last_error());
         }
+        if (m.now.back()->get_ubatch().n_tokens != rows.size()) {
+            throw StageError("this architecture's memory decodes one row a sequence at a time");
+        }
     }
     if (!can_reuse()) {
         build();
@@ -128,14 +127,17 @@ std::vector<float> DecodeChain::step(const std::vector<DecodeRow> & rows, Interr
     for (size_t s = 0; s < graphs_.size(); ++s) {
         graphs_[s]->result().set_inputs(&m.now[s]->get_ubatch());
     }
-    ggml_backend_cpu_set_abort_callback(model_.cpu_backend(), stop_compute, &interrupt);
+    const AbortGuard abort(model_.cpu_backend(), interrupt);
     const ggml_status status = ggml_backend_sched_graph_compute(m.sched.get(), m.graph);
-    ggml_backend_cpu_set_abort_callback(model_.cpu_backend(), nullptr, nullptr);
     interrupt.check();
     if (status != GGML_STATUS_SUCCESS) {
         throw StageError("computing a decode step failed: " + log_capture::last_error());
     }
     const ggml_tensor * logits = graphs_.back()->output();
+    if (logits->ne[1] != static_cast<int64_t>(rows.size())) {
+        throw StageError("expected logits of " + std::to_string(rows.size()) + " rows, the graph gives " +
+                         std::to_string(logits->ne[1]));
+    }
     std::vector<float> out(ggml_nelements(logits));
     ggml_backend_tensor_get(logits, out.data(), 0, ggml_nbytes(logits));
     return out;

@@ -58,7 +58,7 @@ const std::vector<int32_t> & Decoder::legal_cuts() {
         Batcher batcher(model_);
         constexpr int32_t n_probe = 2;
         cache.reserve(n_probe, n_probe);
-        const llama_ubatch ubatch = batcher.dummy(n_probe);
+        const llama_ubatch ubatch = batcher.dummy(n_probe, false);
         const auto memory = cache.memory()->init_full();
         GraphRequest request;
         request.ubatch = &ubatch;
@@ -77,28 +77,28 @@ void Decoder::set_plan(const Plan & plan) {
         throw PlanError("the plan cannot change while sequences are alive; remove them first");
     }
     check_plan(plan, model_.n_layer(), plan.empty() ? std::vector<int32_t>() : legal_cuts());
-    build_stages(stage_ranges(plan, model_.n_layer()));
-    check_score_layers(plan);
+    const std::vector<StageRange> ranges = stage_ranges(plan, model_.n_layer());
+    if (same_ranges(stages_, ranges)) {
+        check_score_layers(plan, stages_);
+    } else {
+        // all that can throw comes before the first change
+        Stages stages;
+        std::vector<StageCache *> caches;
+        for (const StageRange & range : ranges) {
+            stages.push_back(std::make_unique<Stage>(model_, range));
+            caches.push_back(&stages.back()->cache());
+        }
+        check_score_layers(plan, stages);
+        auto chain = std::make_unique<DecodeChain>(model_, caches, ranges);
+        chain_ = std::move(chain);
+        stages_ = std::move(stages);
+    }
     plan_ = plan;
 }
 
-void Decoder::build_stages(const std::vector<StageRange> & ranges) {
-    if (same_ranges(stages_, ranges)) {
-        return;
-    }
-    chain_.reset();
-    stages_.clear();
-    std::vector<StageCache *> caches;
-    for (const StageRange & range : ranges) {
-        stages_.push_back(std::make_unique<Stage>(model_, range));
-        caches.push_back(&stages_.back()->cache());
-    }
-    chain_ = std::make_unique<DecodeChain>(model_, caches, ranges);
-}
-
-void Decoder::check_score_layers(const Plan & plan) const {
+void Decoder::check_score_layers(const Plan & plan, const Stages & stages) {
     for (const Cut & cut : plan) {
-        for (const auto & stage : stages_) {
+        for (const auto & stage : stages) {
             if (cut.policy.needs_score && stage->range().il_last == cut.after && stage->score_layer() < 0) {
                 throw PlanError("policy " + cut.policy.name + " after " + std::to_string(cut.after) +
                                 " layers: layers " + std::to_string(stage->range().il_first) + " to " +
@@ -121,6 +121,11 @@ void Decoder::check_prompt(const Sequence & seq, const PrefillOptions & options)
         if (row.kind == RowKind::text) {
             check_token(model_, row.token);
         }
+    }
+    const bool glm4 = model_.arch() == "glm4" || model_.arch() == "glm4moe";
+    if (glm4 && !seq.images.empty() && model_.n_pos_per_embd() == 1) {
+        throw ImageError("this GLM-4V file was converted without M-RoPE sections, and llama.cpp takes no images with "
+                         "it; convert it again");
     }
     if (options.n_predict < 0) {
         throw StageError("n_predict must be at least 0, got " + std::to_string(options.n_predict));
@@ -170,13 +175,18 @@ PrefillResult Decoder::run(const Sequence & seq, const PrefillOptions & options,
         make_cut();
     }
     const bool alone = model_.params().n_seq_max == 1;
+    int32_t n_ubatch = model_.params().n_ubatch;
+    for (const ImageSpan & span : seq.images) {
+        n_ubatch = span.causal ? n_ubatch : std::max(n_ubatch, span.n_tokens);  // such an image is one ubatch
+    }
     for (const auto & stage : stages_) {
         const bool scored = cut != plan_.end() && cut->policy.needs_score && seq.n_image_tokens() > 0;
         if (alone || stage->cache().bytes() == 0) {
-            chain_->reset();
             const int32_t n_cells =
                 alone ? static_cast<int32_t>(live.size()) + options.n_predict : model_.params().n_ctx;
-            stage->cache().reserve(n_cells, std::min<int32_t>(model_.params().n_ubatch, n_cells));
+            if (stage->cache().reserve(n_cells, n_ubatch)) {
+                chain_->reset();
+            }
         }
         StageInput in;
         in.seq = &seq;
@@ -208,8 +218,8 @@ KeepList Decoder::choose(const Cut & cut, const Sequence & seq, const std::vecto
         const ImageSpan & span = seq.images[row.image];
         in.index.push_back(row.index);
         in.image.push_back(row.image);
-        in.y.push_back((row.index - span.first) / span.grid_cols);
-        in.x.push_back((row.index - span.first) % span.grid_cols);
+        in.y.push_back(span.y(row.index));
+        in.x.push_back(span.x(row.index));
         if (cut.policy.needs_score) {
             in.score.push_back(row_scores[i]);
         }
@@ -217,8 +227,14 @@ KeepList Decoder::choose(const Cut & cut, const Sequence & seq, const std::vecto
     if (in.index.empty()) {
         return {};
     }
-    const KeepList kept = cut.policy.fn(in);
+    KeepList kept = cut.policy.fn(in);
     check_keep_list(in, kept, cut.policy.name);
+    // the last row of the prompt predicts the first token and gives the scores: it stays, even as part of an image
+    const Row & last = seq.rows.back();
+    const auto at = std::lower_bound(kept.begin(), kept.end(), last.index);
+    if (last.kind == RowKind::image && (at == kept.end() || *at != last.index)) {
+        kept.insert(at, last.index);
+    }
     token_scores = std::move(in.score);
     return kept;
 }
@@ -298,36 +314,58 @@ std::vector<int32_t> Decoder::n_cells() const {
     return cells;
 }
 
+std::vector<float> Decoder::plain_logits(std::vector<int32_t> tokens) const {
+    std::vector<float> out;
+    const auto n = static_cast<int32_t>(tokens.size());
+    const llama_context_ptr plain(model_.new_context(n, n));
+    for (const auto & [first, count] : {std::pair<int32_t, int32_t>{0, n - 1}, {n - 1, 1}}) {
+        if (llama_decode(plain.get(), llama_batch_get_one(tokens.data() + first, count)) != 0) {
+            throw StageError("llama_decode failed on the self-test of " + model_.params().path);
+        }
+        const float * logits = llama_get_logits_ith(plain.get(), -1);
+        out.insert(out.end(), logits, logits + model_.n_vocab());
+    }
+    return out;
+}
+
 double Decoder::self_test(const std::vector<int32_t> & cuts) {
     const int32_t n = std::min(33, model_.params().n_ctx);
-    std::vector<int32_t> tokens = test_tokens(n, model_.n_vocab());
-    std::vector<float> reference;
-    {
-        const llama_context_ptr plain(model_.new_context(n, n));
-        for (const auto & [first, count] : {std::pair<int32_t, int32_t>{0, n - 1}, {n - 1, 1}}) {
-            if (llama_decode(plain.get(), llama_batch_get_one(tokens.data() + first, count)) != 0) {
-                throw ModelError("llama_decode failed on the self-test of " + model_.params().path);
-            }
-            const float * logits = llama_get_logits_ith(plain.get(), -1);
-            reference.insert(reference.end(), logits, logits + model_.n_vocab());
-        }
+    if (n < 2) {
+        return 0.0;  // no room for a prompt and a step: nothing can be pruned in such a context either
     }
+    const std::vector<int32_t> tokens = test_tokens(n, model_.n_vocab());
+    const std::vector<float> reference = plain_logits(tokens);
     Plan plan;
     for (const int32_t after : cuts) {
         plan.push_back({after, find_policy("none"), 1.0, 0});
     }
+    // the plain context is as short as the test, and some RoPE factors depend on that length
+    const ContextLength same_length(model_, n);
     const Plan before = plan_;
-    set_plan(plan);
-    Sequence seq;
-    for (int32_t i = 0; i + 1 < n; ++i) {
-        seq.add_text(tokens[i]);
+    const auto restore = [&] {
+        release();
+        set_plan(before);
+    };
+    std::vector<float> staged;
+    try {
+        set_plan(plan);
+        Sequence seq;
+        for (int32_t i = 0; i + 1 < n; ++i) {
+            seq.add_text(tokens[i]);
+        }
+        Interrupt never;
+        staged = prefill(seq, {0, 1, false}, never).logits;
+        const std::vector<float> step = decode({{0, tokens[n - 1], n - 1}}, never);
+        staged.insert(staged.end(), step.begin(), step.end());
+    } catch (...) {
+        restore();
+        throw;
     }
-    Interrupt never;
-    std::vector<float> staged = prefill(seq, {0, 1, false}, never).logits;
-    const std::vector<float> step = decode({{0, tokens[n - 1], n - 1}}, never);
-    staged.insert(staged.end(), step.begin(), step.end());
-    release();
-    set_plan(before);
+    restore();
+    if (staged.size() != reference.size()) {
+        throw StageError("the staged model gives " + std::to_string(staged.size()) + " logits, llama.cpp " +
+                         std::to_string(reference.size()));
+    }
     return nmse(reference, staged.data());
 }
 

@@ -56,17 +56,18 @@ class Decoder {
     double self_test(const std::vector<int32_t> & cuts);
 
   private:
-    void build_stages(const std::vector<StageRange> & ranges);
+    using Stages = std::vector<std::unique_ptr<Stage>>;
     KeepList choose(const Cut & cut, const Sequence & seq, const std::vector<int32_t> & live,
                     const std::vector<float> & row_scores, std::vector<float> & token_scores) const;
-    void check_score_layers(const Plan & plan) const;
+    static void check_score_layers(const Plan & plan, const Stages & stages);
+    std::vector<float> plain_logits(std::vector<int32_t> tokens) const;
     void check_prompt(const Sequence & seq, const PrefillOptions & options) const;
     void check_rows(const std::vector<DecodeRow> & rows) const;
     PrefillResult run(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt);
 
     const Model & model_;
     Plan plan_;
-    std::vector<std::unique_ptr<Stage>> stages_;
+    Stages stages_;
     std::unique_ptr<DecodeChain> chain_;
     std::map<int32_t, int32_t> alive_;  // sequence id -> its next position
     std::vector<int32_t> legal_cuts_;

@@ -1,24 +1,18 @@
 #include "engine.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "errors.h"
 #include "llama.h"
+#include "stopwatch.h"
 
 namespace atp {
 
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 // staged and plain differ by nothing on a CPU and by rounding on other devices; a wrong cut gives about 1
 constexpr double self_test_nmse = 1e-3;
-
-double ms_since(Clock::time_point start) {
-    return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
-}
 
 std::string token_text(const Model & model, int32_t token) {
     const char * text = token < 0 ? nullptr : llama_vocab_get_text(model.vocab(), token);
@@ -80,14 +74,25 @@ void Engine::fill_info(bool with_self_test) {
     if (!info_.can_prune) {
         info_.why_not = "no border between two layers of architecture '" + info_.arch + "' can be cut";
     } else if (with_self_test) {
-        const int32_t middle = info_.legal_cuts[info_.legal_cuts.size() / 2];
+        info_.why_not = self_test();
+    }
+    if (!info_.why_not.empty()) {
+        info_.can_prune = false;
+        info_.legal_cuts.clear();
+    }
+}
+
+// "" when a stage border in the middle changes nothing, else why this model must run unstaged
+std::string Engine::self_test() {
+    const int32_t middle = info_.legal_cuts[info_.legal_cuts.size() / 2];
+    const std::string where = "cut after " + std::to_string(middle) + " layers, architecture '" + info_.arch + "' ";
+    try {
         const double error = decoder_.self_test({middle});
-        if (!(error < self_test_nmse)) {
-            info_.can_prune = false;
-            info_.legal_cuts.clear();
-            info_.why_not = "cut after " + std::to_string(middle) + " layers, architecture '" + info_.arch +
-                            "' gives other logits than llama.cpp (NMSE " + std::to_string(error) + ")";
-        }
+        return error < self_test_nmse
+                   ? ""
+                   : where + "gives other logits than llama.cpp (NMSE " + std::to_string(error) + ")";
+    } catch (const AtpError & e) {
+        return where + "fails: " + e.what();
     }
 }
 
@@ -108,14 +113,14 @@ Result Engine::generate(const Request & request, Interrupt & interrupt) {
                                  : tokenize_text(model_, request.prompt);
     interrupt.check();
 
-    const auto start = Clock::now();
+    const Stopwatch prefill_time;
     PrefillResult prefill = decoder_.prefill(seq, {0, request.n_predict, false}, interrupt);
-    result.report.t_prefill = ms_since(start);
+    result.report.t_prefill = prefill_time.ms();
     fill_report(seq, request.plan, prefill, result.report);
 
-    const auto start_decode = Clock::now();
+    const Stopwatch decode_time;
     decode_loop(request, seq.n_pos, std::move(prefill.logits), interrupt, result);
-    result.report.t_decode = ms_since(start_decode);
+    result.report.t_decode = decode_time.ms();
     result.report.n_decoded = static_cast<int32_t>(result.tokens.size());
     decoder_.remove(0);
     return result;

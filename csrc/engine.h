@@ -57,6 +57,7 @@ class Engine {
 
   private:
     void fill_info(bool with_self_test);
+    std::string self_test();
     void fill_report(const Sequence & seq, const Plan & plan, const PrefillResult & prefill, Report & report) const;
     void decode_loop(const Request & request, int32_t pos, std::vector<float> logits, Interrupt & interrupt,
                      Result & result);

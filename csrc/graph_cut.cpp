@@ -80,7 +80,9 @@ llm_graph_params CutGraph::graph_params(const GraphRequest & request) {
             ggml_set_name(t, name);
         }
         names_[t->name] = t;
-        pin_norm(model_, sched, static_cast<int32_t>(ubatch.n_tokens), t, name, il);
+        if (il >= range_.il_first && il < range_.il_last) {
+            pin_norm(model_, sched, static_cast<int32_t>(ubatch.n_tokens), t, name, il);
+        }
     };
     p.res = result_.get();
     return p;
@@ -182,8 +184,7 @@ void CutGraph::find_prompt_reads() {
     std::unordered_set<const ggml_tensor *> content;
     for (const auto & input : result_->inputs) {
         if (const auto * embd = dynamic_cast<const llm_graph_input_embd *>(input.get())) {
-            content.insert(embd->tokens);
-            content.insert(embd->embd);
+            content.insert({embd->tokens, embd->embd});
             continue;
         }
         const bool known = dynamic_cast<const llm_graph_input_pos *>(input.get()) ||
@@ -195,6 +196,7 @@ void CutGraph::find_prompt_reads() {
             return;
         }
     }
+    content.erase(nullptr);
     reads_prompt_ = std::any_of(nodes_.begin(), nodes_.end(), [&](const ggml_tensor * node) {
         return content.count(node->view_src) || std::any_of(std::begin(node->src), std::end(node->src),
                                                             [&](const ggml_tensor * s) { return content.count(s); });
@@ -210,6 +212,21 @@ std::vector<ggml_tensor *> CutGraph::input_leaves() const {
         }
     }
     return leaves;
+}
+
+std::string CutGraph::signature() const {
+    std::string out;
+    for (const ggml_tensor * node : nodes_) {
+        out += ggml_op_name(node->op);
+        for (const ggml_tensor * src : node->src) {
+            if (src && src->op == GGML_OP_NONE && src->buffer) {  // a weight or the cache
+                out += ' ';
+                out += src->name;
+            }
+        }
+        out += '\n';
+    }
+    return out;
 }
 
 ggml_tensor * CutGraph::named(const std::string & name) const {
@@ -234,15 +251,18 @@ ggml_cgraph * assemble(ggml_context * ctx, size_t max_nodes, const std::vector<c
 
 std::vector<int32_t> find_legal_cuts(const Model & model, const GraphRequest & request) {
     std::vector<int32_t> legal;
-    for (int32_t il = 1; il < model.n_layer(); ++il) {
+    const auto can_build = [&](StageRange range) {
+        ggml_backend_sched_reset(request.sched);
         try {
-            CutGraph before(model, {0, il});
-            before.build(request);
-            CutGraph after(model, {il, model.n_layer()});
-            after.build(request);
-            legal.push_back(il);
+            CutGraph(model, range).build(request);
+            return true;
         } catch (const StageError &) {
-            continue;  // this border is not one; the caller is told by its absence
+            return false;
+        }
+    };
+    for (int32_t il = 1; il < model.n_layer(); ++il) {
+        if (can_build({0, il}) && can_build({il, model.n_layer()})) {
+            legal.push_back(il);
         }
     }
     return legal;

@@ -58,6 +58,9 @@ class CutGraph {
     const std::vector<ggml_tensor *> & nodes() const { return nodes_; }
     std::vector<ggml_tensor *> input_leaves() const;
 
+    // operations and weights of the stage, as text: two graphs with one signature compute the same of their inputs
+    std::string signature() const;
+
     // the node or leaf that llama.cpp named `name`, e.g. "kq_soft_max-3"; nullptr when there is none
     ggml_tensor * named(const std::string & name) const;
     llm_graph_result & result() const { return *result_; }

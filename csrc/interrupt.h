@@ -1,6 +1,6 @@
 // Asking the caller, now and then, whether to go on.
 //
-// poll() may take a lock in the caller's language, so it is asked at most every 20 ms. It must not throw: what it has
+// poll() may take a lock in the caller's language, so it is asked at most every 100 ms. It must not throw: what it has
 // to say is kept by the caller and raised after the engine has unwound with Cancelled.
 #pragma once
 
@@ -20,7 +20,7 @@ class Interrupt {
     bool poll() {
         if (!stopped_ && should_stop_) {
             const auto now = std::chrono::steady_clock::now();
-            if (now - last_ > std::chrono::milliseconds(20)) {
+            if (now - last_ > std::chrono::milliseconds(100)) {
                 last_ = now;
                 stopped_ = should_stop_();
             }

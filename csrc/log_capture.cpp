@@ -51,14 +51,18 @@ void keep(std::deque<std::string> & lines, const char * text, bool continued) {
 
 void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
     Sink & s = sink();
-    const std::lock_guard<std::mutex> lock(s.mutex);
-    const bool continued = level == GGML_LOG_LEVEL_CONT;
-    const ggml_log_level effective = continued ? s.last_level : level;
-    s.last_level = effective;
-    if (effective == GGML_LOG_LEVEL_ERROR) {
-        keep(s.errors, text, continued);
-    } else if (effective == GGML_LOG_LEVEL_WARN) {
-        keep(s.warnings, text, continued);
+    try {
+        const std::lock_guard<std::mutex> lock(s.mutex);
+        const bool continued = level == GGML_LOG_LEVEL_CONT;
+        const ggml_log_level effective = continued ? s.last_level : level;
+        s.last_level = effective;
+        if (effective == GGML_LOG_LEVEL_ERROR) {
+            keep(s.errors, text, continued);
+        } else if (effective == GGML_LOG_LEVEL_WARN) {
+            keep(s.warnings, text, continued);
+        }
+    } catch (const std::exception &) {
+        fputs("atp_cpp: out of memory while keeping a log line\n", stderr);  // nothing may be thrown across C
     }
     if (s.verbose) {
         fputs(text, stderr);

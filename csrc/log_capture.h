@@ -13,7 +13,7 @@ void install();
 
 void set_verbose(bool verbose);
 
-// forget the errors seen so far on this thread of work; call before an operation that may fail
+// forget the errors seen so far, by the whole process; call before an operation that may fail
 void clear();
 
 // the last lines of level error (or, if there is none, warning) since clear(); empty when nothing was logged

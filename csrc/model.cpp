@@ -86,6 +86,28 @@ llama_model_ptr load(const ModelParams & p) {
     return model;
 }
 
+void check_vocab(const llama_model & model, const std::string & path) {
+    const llama_vocab * vocab = llama_model_get_vocab(&model);
+    if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE || llama_vocab_n_tokens(vocab) < 1) {
+        throw ModelError(path + " holds no tokenizer; convert the model together with its vocabulary");
+    }
+}
+
+// a quantised row must be whole blocks
+void check_cache_types(const llama_model & model, ggml_type type_k, ggml_type type_v) {
+    const auto check = [](const char * what, ggml_type type, uint32_t head, uint32_t il) {
+        if (head % ggml_blck_size(type) != 0) {
+            throw ModelError(std::string(what) + " cache type " + ggml_type_name(type) + " works in blocks of " +
+                             std::to_string(ggml_blck_size(type)) + ", and the heads of layer " + std::to_string(il) +
+                             " are " + std::to_string(head) + " wide; use f16");
+        }
+    };
+    for (uint32_t il = 0; il < model.hparams.n_layer(); ++il) {
+        check("K", type_k, model.hparams.n_embd_head_k(il), il);
+        check("V", type_v, model.hparams.n_embd_head_v(il), il);
+    }
+}
+
 void add_backend(std::vector<ggml_backend_ptr> & backends, ggml_backend_dev_t dev) {
     ggml_backend_t backend = ggml_backend_dev_init(dev, nullptr);
     if (!backend) {
@@ -117,6 +139,9 @@ Model::Model(ModelParams params) : params_(std::move(params)), handles_(new Hand
         params_.n_threads = default_threads();
     }
     handles_->model = load(params_);
+
+    check_vocab(*handles_->model, params_.path);
+    check_cache_types(*handles_->model, type_k(), type_v());
 
     auto & backends = handles_->backends;
     for (const auto & d : handles_->model->devices) {
@@ -156,7 +181,8 @@ Model::Model(ModelParams params) : params_(std::move(params)), handles_(new Hand
     cparams_->pipeline_parallel = false;
     cparams_->cb_eval = nullptr;
     cparams_->cb_eval_user_data = nullptr;
-    max_nodes_ = donor->graph_max_nodes(params_.n_ubatch) + 64;  // 64: room for the score nodes of score.cpp
+    max_nodes_ = donor->graph_max_nodes(std::min(params_.n_ubatch, params_.n_ctx)) +
+                 64;  // 64: room for the score nodes of score.cpp
 }
 
 Model::~Model() = default;
@@ -183,9 +209,27 @@ llama_context * Model::new_context(int32_t n_ctx, int32_t n_ubatch, void * cb_ev
 }
 
 ggml_backend_sched * Model::new_sched(size_t max_nodes) const {
-    auto & p = handles_->pointers;
-    return ggml_backend_sched_new(p.data(), nullptr, static_cast<int>(p.size()), max_nodes, false,
-                                  cparams_->op_offload);
+    // with a GPU, the CPU's part of a graph lies in memory the GPU can copy from at full speed
+    std::vector<ggml_backend_buffer_type_t> buffers;
+    for (ggml_backend_t backend : handles_->pointers) {
+        ggml_backend_buffer_type_t buffer = ggml_backend_get_default_buffer_type(backend);
+        if (backend == handles_->cpu && !handles_->model->devices.empty()) {
+            ggml_backend_buffer_type_t host = ggml_backend_dev_host_buffer_type(handles_->model->devices[0].dev);
+            buffer = host ? host : buffer;
+        }
+        buffers.push_back(buffer);
+    }
+    return ggml_backend_sched_new(handles_->pointers.data(), buffers.data(), static_cast<int>(buffers.size()),
+                                  max_nodes, false, cparams_->op_offload);
+}
+
+ContextLength::ContextLength(const Model & model, int32_t n_ctx)
+    : model_(model), before_(static_cast<int32_t>(model.cparams_->n_ctx)) {
+    model_.cparams_->n_ctx = model_.cparams_->n_ctx_seq = n_ctx;
+}
+
+ContextLength::~ContextLength() {
+    model_.cparams_->n_ctx = model_.cparams_->n_ctx_seq = before_;
 }
 
 llama_model * Model::llama() const {

@@ -24,7 +24,7 @@ namespace atp {
 struct ModelParams {
     std::string path;
     int32_t n_gpu_layers = -1;  // -1: all
-    int32_t n_ctx = 4096;       // positions a sequence may reach
+    int32_t n_ctx = 4096;       // positions a sequence may reach; cells of all sequences together if n_seq_max > 1
     int32_t n_ubatch = 512;     // rows computed at once
     int32_t n_threads = 0;      // 0: one per physical core, as far as it can be told
     int32_t n_seq_max = 1;      // sequences alive in the stage caches at once
@@ -72,6 +72,8 @@ class Model {
     ggml_type type_v() const;
 
     ggml_backend_sched * new_sched(size_t max_nodes) const;  // caller frees
+
+    friend class ContextLength;
     ggml_backend * cpu_backend() const;
     const std::vector<ggml_backend *> & backends() const;
     size_t max_nodes() const { return max_nodes_; }
@@ -83,6 +85,19 @@ class Model {
     std::unique_ptr<llama_cparams> cparams_;
     size_t max_nodes_ = 0;
     MemoryKind memory_kind_ = MemoryKind::other;
+};
+
+// while it lives, graphs are built as for a context of n_ctx positions (some RoPE factors depend on that length)
+class ContextLength {
+  public:
+    ContextLength(const Model & model, int32_t n_ctx);
+    ~ContextLength();
+    ContextLength(const ContextLength &) = delete;
+    ContextLength & operator=(const ContextLength &) = delete;
+
+  private:
+    const Model & model_;
+    int32_t before_;
 };
 
 // the general.architecture of a GGUF, after checking that the file exists, is a GGUF and is not cut short.

@@ -2,8 +2,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <exception>
 #include <numeric>
 #include <set>
+#include <utility>
 
 #include "errors.h"
 #include "liveness.h"
@@ -19,6 +21,9 @@ struct Reference::Watch {
     int32_t passed = 0;                  // layers passed in the present graph
     std::set<const ggml_tensor *> done;  // masks already changed since then
     std::vector<char> raw;
+    std::exception_ptr raised;
+
+    bool see(ggml_tensor * t, bool ask);
 };
 
 namespace {
@@ -67,6 +72,10 @@ ggml_tensor * mask_of(const ggml_tensor * t) {
 }
 
 Captured copy_of(const ggml_tensor * t) {
+    if (t->type != GGML_TYPE_F32 && t->type != GGML_TYPE_F16) {
+        throw StageError(std::string("only F32 and F16 tensors can be captured, ") + t->name + " is " +
+                         ggml_type_name(t->type));
+    }
     Captured c;
     c.shape.assign(t->ne, t->ne + GGML_MAX_DIMS);
     c.data.resize(ggml_nelements(t));
@@ -90,28 +99,38 @@ Captured copy_of(const ggml_tensor * t) {
 
 }  // namespace
 
+// no exception may cross llama.cpp: it is kept, and raised when llama_decode has returned
 bool Reference::on_eval(ggml_tensor * t, bool ask, void * data) {
     Watch & w = *static_cast<Watch *>(data);
+    try {
+        return w.see(t, ask);
+    } catch (...) {
+        w.raised = std::current_exception();
+        return false;
+    }
+}
+
+bool Reference::Watch::see(ggml_tensor * t, bool ask) {
     const std::string name = t->name;
     const int32_t border = name.rfind("l_out-", 0) == 0 ? layer_of(t) + 1 : -1;
     if (ask) {
         // layers are entered in order, and a group of nodes ends at each border: this mask is not yet in use beyond it
         ggml_tensor * mask = mask_of(t);
-        if (mask && w.done.insert(mask).second) {
-            for (const auto & [after, rows] : w.hidden) {
-                if (after <= w.passed) {
-                    hide_columns(mask, rows, w.raw);
+        if (mask && done.insert(mask).second) {
+            for (const auto & [after, rows] : hidden) {
+                if (after <= passed) {
+                    hide_columns(mask, rows, raw);
                 }
             }
         }
-        return w.hidden.count(border) > 0 || w.names.count(name) > 0;
+        return hidden.count(border) > 0 || names.count(name) > 0;
     }
-    if (w.hidden.count(border)) {
-        w.passed = border;
-        w.done.clear();
+    if (hidden.count(border)) {
+        passed = border;
+        done.clear();
     }
-    if (w.names.count(name)) {
-        w.captured[name].push_back(copy_of(t));
+    if (names.count(name)) {
+        captured[name].push_back(copy_of(t));
     }
     return true;
 }
@@ -137,8 +156,8 @@ void Reference::capture(std::vector<std::string> names) {
     }
     // the callback splits the graph at every node it asks for, so it is only installed when something is watched
     const int32_t n_ctx = static_cast<int32_t>(llama_n_ctx(ctx_.get()));
-    ctx_.reset();
-    ctx_.reset(model_.new_context(n_ctx, n_ubatch_, reinterpret_cast<void *>(&Reference::on_eval), watch_.get()));
+    auto * watched = model_.new_context(n_ctx, n_ubatch_, reinterpret_cast<void *>(&Reference::on_eval), watch_.get());
+    ctx_.reset(watched);
 }
 
 const std::map<std::string, std::vector<Captured>> & Reference::captured() const {
@@ -185,7 +204,11 @@ void Reference::run(const Sequence & seq, const Segment & segment, bool all_logi
         batch.logits = output.data();
         watch_->passed = 0;
         watch_->done.clear();
-        if (llama_decode(ctx_.get(), batch) != 0) {
+        const int32_t status = llama_decode(ctx_.get(), batch);
+        if (watch_->raised) {
+            std::rethrow_exception(std::exchange(watch_->raised, nullptr));
+        }
+        if (status != 0) {
             throw StageError("llama_decode failed on " + std::to_string(count) + " rows of the reference");
         }
         for (int32_t i = 0; i < count; ++i) {

@@ -15,7 +15,7 @@ struct Report {
 
     std::vector<int32_t> n_kept;                     // image tokens alive after each cut
     std::vector<std::vector<int32_t>> kept;          // per cut: the keep list as image-token indices, ascending
-    std::vector<std::pair<int32_t, int32_t>> grids;  // per image: rows, columns of its patch grid
+    std::vector<std::pair<int32_t, int32_t>> grids;  // per image (per tile, for encoders that tile): rows, columns
 
     double tokens_mean = 0.0;  // image tokens averaged over all decoder layers (Table 1 of the ATP paper)
 

@@ -19,11 +19,11 @@ Sampler::Sampler(const Model & model, const SamplingParams & params)
 }
 
 int32_t Sampler::sample(const std::vector<float> & logits) {
-    std::vector<llama_token_data> candidates(logits.size());
+    candidates_.resize(logits.size());
     for (size_t i = 0; i < logits.size(); ++i) {
-        candidates[i] = {static_cast<llama_token>(i), logits[i], 0.0f};
+        candidates_[i] = {static_cast<llama_token>(i), logits[i], 0.0f};
     }
-    llama_token_data_array array = {candidates.data(), candidates.size(), -1, false};
+    llama_token_data_array array = {candidates_.data(), candidates_.size(), -1, false};
     llama_sampler_apply(chain_.get(), &array);
     const llama_token token = array.data[array.selected].id;
     llama_sampler_accept(chain_.get(), token);

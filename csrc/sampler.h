@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-struct llama_sampler;
+#include "llama.h"
 
 namespace atp {
 
@@ -33,6 +33,7 @@ class Sampler {
   private:
     const Model & model_;
     std::unique_ptr<llama_sampler, void (*)(llama_sampler *)> chain_;
+    std::vector<llama_token_data> candidates_;  // [n_vocab], kept between tokens
 };
 
 // how many bytes at the front of `text` are whole UTF-8 characters

@@ -17,7 +17,7 @@ void Sequence::add_text(int32_t token) {
     ++n_pos;
 }
 
-void Sequence::add_image(const float * image_embd, ImageSpan span, const std::vector<std::array<int32_t, 4>> * rel_pos,
+void Sequence::add_image(const float * image_embd, ImageSpan span, const std::vector<std::array<int32_t, 4>> * pos,
                          int32_t n_pos_used) {
     span.first = n_image_tokens();
     for (int32_t i = 0; i < span.n_tokens; ++i) {
@@ -25,7 +25,7 @@ void Sequence::add_image(const float * image_embd, ImageSpan span, const std::ve
         row.kind = RowKind::image;
         row.image = static_cast<int32_t>(images.size());
         row.index = span.first + i;
-        row.pos = rel_pos ? (*rel_pos)[i] : std::array<int32_t, 4>{n_pos + i, n_pos + i, n_pos + i, 0};
+        row.pos = pos ? (*pos)[i] : std::array<int32_t, 4>{n_pos + i, n_pos + i, n_pos + i, 0};
         rows.push_back(row);
     }
     embd.insert(embd.end(), image_embd, image_embd + static_cast<size_t>(span.n_tokens) * n_embd_inp);

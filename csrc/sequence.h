@@ -27,6 +27,10 @@ struct ImageSpan {
     int32_t grid_rows = 0;  // grid_rows * grid_cols == n_tokens
     int32_t grid_cols = 0;
     bool causal = true;  // false: rows of this image see each other in both directions
+
+    // the cell of image token `index` (counted over all image tokens) on this grid
+    int32_t y(int32_t index) const { return (index - first) / grid_cols; }
+    int32_t x(int32_t index) const { return (index - first) % grid_cols; }
 };
 
 struct Sequence {
@@ -41,9 +45,9 @@ struct Sequence {
     // appends one text token at the next position
     void add_text(int32_t token);
 
-    // appends the tokens of one image: embd is [n_tokens][n_embd_inp]; rel_pos (optional) holds absolute positions per
-    // token for M-RoPE, and n_pos_used how many positions the image takes (n_tokens when rel_pos is null)
-    void add_image(const float * image_embd, ImageSpan span, const std::vector<std::array<int32_t, 4>> * rel_pos,
+    // appends the tokens of one image: embd is [n_tokens][n_embd_inp]; pos (optional) holds absolute positions per
+    // token for M-RoPE, and n_pos_used how many positions the image takes (n_tokens when pos is null)
+    void add_image(const float * image_embd, ImageSpan span, const std::vector<std::array<int32_t, 4>> * pos,
                    int32_t n_pos_used);
 };
 

@@ -1,7 +1,10 @@
 #include "stage.h"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 
+#include "abort_guard.h"
 #include "errors.h"
 #include "llama_private.h"
 #include "log_capture.h"
@@ -20,23 +23,11 @@ struct Stage::Run {
     std::vector<int32_t> cell;    // per live row
     std::vector<float> received;  // per cell: attention summed over the scored rows
     int32_t n_scored = 0;
-    const std::vector<float> * embd_for_merged = nullptr;
+    bool merged = false;         // rows of all kinds share ubatches: their content is never read
+    std::vector<float> no_embd;  // what M-RoPE rows carry instead, because only embeddings keep all sections of pos
 };
 
 namespace {
-
-// llama.cpp's CPU backend asks this between nodes, on the thread that called compute
-bool stop_compute(void * interrupt) {
-    return static_cast<Interrupt *>(interrupt)->poll();
-}
-
-struct ScopedAbort {
-    ggml_backend_t cpu;
-    ScopedAbort(ggml_backend_t backend, Interrupt & interrupt) : cpu(backend) {
-        ggml_backend_cpu_set_abort_callback(cpu, stop_compute, &interrupt);
-    }
-    ~ScopedAbort() { ggml_backend_cpu_set_abort_callback(cpu, nullptr, nullptr); }
-};
 
 int32_t n_outputs_of(const llama_ubatch & ubatch) {
     int32_t n = 0;
@@ -46,34 +37,56 @@ int32_t n_outputs_of(const llama_ubatch & ubatch) {
     return n;
 }
 
+using Shape = std::array<int64_t, GGML_MAX_DIMS>;
+
+constexpr int32_t n_probe = 3;
+
+Shape shape_of(const ggml_tensor * t) {
+    Shape shape = {1, 1, 1, 1};
+    if (t) {
+        std::copy(t->ne, t->ne + GGML_MAX_DIMS, shape.begin());
+    }
+    return shape;
+}
+
+// the dimension that differs between two graphs of one stage, built for different numbers of rows
+int growing_dim(const Shape & few, const Shape & more) {
+    const auto at = std::mismatch(few.begin(), few.end(), more.begin());
+    return at.first == few.end() ? 1 : static_cast<int>(at.first - few.begin());
+}
+
 }  // namespace
 
 Stage::Stage(const Model & model, StageRange range)
     : model_(model), range_(range), cache_(model, range), batcher_(model), graph_(model, range) {
-    // look at the graph once: is it legal, what does it read, where would a score come from
-    constexpr int32_t n_probe = 2;
+    // look at the graphs once: are they legal, what do they read, where do rows lie, where would a score come from
     cache_.reserve(n_probe, n_probe);
     const ggml_backend_sched_ptr sched(model.new_sched(model.max_nodes()));
-    const llama_ubatch ubatch = batcher_.dummy(n_probe);
-    const auto memory = cache_.memory()->init_full();
-    GraphRequest request;
-    request.ubatch = &ubatch;
-    request.memory = memory.get();
-    request.sched = sched.get();
-    request.n_outputs = 1;
-    graph_.build(request);
-    reads_prompt_ = graph_.reads_prompt();
+    const auto build = [&](int32_t n_tokens, bool embeddings) {
+        ggml_backend_sched_reset(sched.get());
+        const llama_ubatch ubatch = batcher_.dummy(n_tokens, embeddings);
+        const auto memory = cache_.memory()->init_full();
+        GraphRequest request;
+        request.ubatch = &ubatch;
+        request.memory = memory.get();
+        request.sched = sched.get();
+        request.n_outputs = 1;
+        graph_.build(request);
+    };
+    build(n_probe - 1, false);
+    const Shape in = shape_of(graph_.input());
+    const Shape out = shape_of(graph_.is_last() ? nullptr : graph_.output());
+    build(n_probe, false);
+    dim_in_ = growing_dim(in, shape_of(graph_.input()));
+    dim_out_ = growing_dim(out, shape_of(graph_.is_last() ? nullptr : graph_.output()));
     score_layer_ = atp::score_layer(graph_);
-    cache_.release();
-}
-
-std::vector<Segment> Stage::plan_segments(const StageInput & in) const {
-    std::vector<Segment> parts = segments(*in.seq, *in.live);
-    const bool all_causal = std::all_of(parts.begin(), parts.end(), [](const Segment & s) { return s.causal; });
-    if (in.merge_kinds && !reads_prompt_ && all_causal && range_.il_first > 0) {
-        return {{0, in.live->size(), true, true}};
+    const std::string of_tokens = graph_.signature();
+    reads_prompt_ = graph_.reads_prompt();
+    if (range.il_first > 0 && !reads_prompt_) {
+        build(n_probe, true);
+        reads_prompt_ = graph_.reads_prompt() || graph_.signature() != of_tokens;
     }
-    return parts;
+    cache_.release();
 }
 
 StageOutput Stage::prefill(const StageInput & in, HiddenRows & hidden, Interrupt & interrupt) {
@@ -81,16 +94,17 @@ StageOutput Stage::prefill(const StageInput & in, HiddenRows & hidden, Interrupt
     // sizes, and two stages can look alike to it while their tensors live differently. It goes when the stage is done,
     // so that only one stage's compute buffer exists at a time
     const ggml_backend_sched_ptr sched(model_.new_sched(model_.max_nodes()));
-    Run run{in, hidden, {}, sched.get(), interrupt, {}, {}, {}, 0, nullptr};
+    Run run{in, hidden, {}, sched.get(), interrupt, {}, {}, {}, 0, false, {}};
     run.cell.assign(in.live->size(), -1);
     run.hidden_out.start(in.live->size());
-    std::vector<float> no_embd;
-    const std::vector<Segment> parts = plan_segments(in);
-    if (parts.size() == 1 && parts[0].image && segments(*in.seq, *in.live).size() > 1) {
-        no_embd.assign(model_.n_embd_inp(), 0.0f);  // stands in for content that this stage never reads
-        run.embd_for_merged = &no_embd;
+    std::vector<Segment> parts = segments(*in.seq, *in.live);
+    const bool all_causal = std::all_of(parts.begin(), parts.end(), [](const Segment & p) { return p.causal; });
+    run.merged = in.merge_kinds && !reads_prompt_ && all_causal && range_.il_first > 0;
+    if (run.merged) {
+        parts = {{0, in.live->size(), false, true}};
+        run.no_embd.assign(model_.n_pos_per_embd() > 1 ? model_.n_embd_inp() : 0, 0.0f);
     }
-    const ScopedAbort abort(model_.cpu_backend(), interrupt);
+    const AbortGuard abort(model_.cpu_backend(), interrupt);
     for (const Segment & segment : parts) {
         run_segment(run, segment);
     }
@@ -105,12 +119,16 @@ void Stage::run_segment(Run & run, const Segment & segment) {
     const Sequence & seq = *run.in.seq;
     std::vector<BatchRow> rows;
     for (size_t i = segment.begin; i < segment.end; ++i) {
+        const Row & row = seq.rows[(*run.in.live)[i]];
         BatchRow r;
-        r.row = &seq.rows[(*run.in.live)[i]];
-        if (run.embd_for_merged) {
-            r.embd = run.embd_for_merged->data();
+        r.pos = row.pos.data();
+        if (run.merged) {
+            r.token = 0;
+            r.embd = run.no_embd.empty() ? nullptr : run.no_embd.data();
         } else if (segment.image) {
-            r.embd = &seq.embd[static_cast<size_t>(r.row->index) * seq.n_embd_inp];
+            r.embd = &seq.embd[static_cast<size_t>(row.index) * seq.n_embd_inp];
+        } else {
+            r.token = row.token;
         }
         r.seq_id = run.in.seq_id;
         r.output = graph_.is_last() && (run.in.all_logits || i + 1 == run.in.live->size());
@@ -169,7 +187,7 @@ void Stage::compute(Run & run, const Segment & segment, const llama_ubatch & uba
         }
     }
     if (graph_.input()) {
-        run.hidden_in.write(graph_.input(), ubatch, segment.begin);
+        run.hidden_in.write(graph_.input(), dim_in_, ubatch, segment.begin);
     }
     const ggml_status status = ggml_backend_sched_graph_compute(run.sched, graph);
     run.interrupt.check();
@@ -177,12 +195,10 @@ void Stage::compute(Run & run, const Segment & segment, const llama_ubatch & uba
         throw StageError("computing layers " + std::to_string(range_.il_first) + " to " +
                          std::to_string(range_.il_last - 1) + " failed: " + log_capture::last_error());
     }
-    if (!graph_.is_last()) {
-        run.hidden_out.read(graph_.output(), ubatch, segment.begin);
-    } else if (const size_t n_logits = ggml_nelements(graph_.output())) {
-        const size_t old = run.out.logits.size();
-        run.out.logits.resize(old + n_logits);
-        ggml_backend_tensor_get(graph_.output(), &run.out.logits[old], 0, n_logits * sizeof(float));
+    if (graph_.is_last()) {
+        read_logits(run, ubatch);
+    } else {
+        run.hidden_out.read(graph_.output(), dim_out_, ubatch, segment.begin);
     }
     if (tap.sum) {
         std::vector<float> sum(ggml_nelements(tap.sum));
@@ -193,10 +209,37 @@ void Stage::compute(Run & run, const Segment & segment, const llama_ubatch & uba
     }
 }
 
+// the logits of the rows that were asked for; a few architectures compute those of all rows
+void Stage::read_logits(Run & run, const llama_ubatch & ubatch) const {
+    const ggml_tensor * logits = graph_.output();
+    const int64_t n_outputs = n_outputs_of(ubatch);
+    const bool all_rows = logits->ne[1] != n_outputs;
+    if (all_rows && logits->ne[1] != static_cast<int64_t>(ubatch.n_tokens)) {
+        throw StageError("expected logits of " + std::to_string(n_outputs) + " rows, the graph gives " +
+                         std::to_string(logits->ne[1]));
+    }
+    const auto n_vocab = static_cast<size_t>(logits->ne[0]);
+    for (int64_t i = 0, out = 0; i < static_cast<int64_t>(ubatch.n_tokens); ++i) {
+        if (!ubatch.output[i]) {
+            continue;
+        }
+        const size_t old = run.out.logits.size();
+        run.out.logits.resize(old + n_vocab);
+        ggml_backend_tensor_get(logits, &run.out.logits[old], (all_rows ? i : out) * logits->nb[1],
+                                n_vocab * sizeof(float));
+        ++out;
+    }
+}
+
 void Stage::finish_score(Run & run) const {
     run.out.score.reserve(run.cell.size());
     for (const int32_t cell : run.cell) {
-        run.out.score.push_back(run.received[cell] / static_cast<float>(run.n_scored));
+        const float score = run.received[cell] / static_cast<float>(run.n_scored);
+        if (!std::isfinite(score)) {
+            throw StageError("the attention after " + std::to_string(range_.il_last) +
+                             " layers is not finite; the model or the image tokens hold NaN");
+        }
+        run.out.score.push_back(score);
     }
 }
 

@@ -47,11 +47,11 @@ class Stage {
 
   private:
     struct Run;  // what one prefill accumulates over its ubatches
-    std::vector<Segment> plan_segments(const StageInput & in) const;
     void run_segment(Run & run, const Segment & segment);
     void run_ubatch(Run & run, const Segment & segment, const llama_ubatch & ubatch,
                     const llama_memory_context_i & memory);
     void compute(Run & run, const Segment & segment, const llama_ubatch & ubatch);
+    void read_logits(Run & run, const llama_ubatch & ubatch) const;
     void finish_score(Run & run) const;
 
     const Model & model_;
@@ -61,6 +61,8 @@ class Stage {
     CutGraph graph_;
     bool reads_prompt_ = true;
     int32_t score_layer_ = -1;
+    int dim_in_ = 1;  // dimension of the hidden state that runs over rows
+    int dim_out_ = 1;
 };
 
 }  // namespace atp

@@ -85,13 +85,28 @@ void check_layers(const llama_kv_cache & cache, const LayerOwner & owner) {
     }
 }
 
+// a foreign layer points at the cache of one of ours, so their rows must be equally wide
+bool equal_heads(const llama_hparams & hp, bool iswa) {
+    for (uint32_t il = 1; il < hp.n_layer(); ++il) {
+        for (uint32_t other = 0; other < il; ++other) {
+            const bool one_kind = !iswa || hp.is_swa(il) == hp.is_swa(other);
+            if (one_kind &&
+                (hp.n_embd_k_gqa(il) != hp.n_embd_k_gqa(other) || hp.n_embd_v_gqa(il) != hp.n_embd_v_gqa(other))) {
+                return false;
+            }
+        }
+    }
+    return true;
+}
+
 llama_memory_i * build(const Model & model, StageRange range, uint32_t n_cells, uint32_t n_ubatch) {
     const llama_model & m = *model.llama();
     const llama_hparams & hp = m.hparams;
     const llama_cparams & cp = model.cparams();
     const bool plain = model.memory_kind() == MemoryKind::kv;
     const bool iswa = model.memory_kind() == MemoryKind::kv_iswa;
-    const bool own_layers_only = (plain || iswa) && hp.n_layer_kv_from_start < 0 && hp.n_layer_nextn == 0;
+    const bool own_layers_only =
+        (plain || iswa) && hp.n_layer_kv_from_start < 0 && hp.n_layer_nextn == 0 && equal_heads(hp, iswa);
     const bool whole_model = range.il_first == 0 && range.il_last == model.n_layer();
     if (!own_layers_only || (plain && whole_model)) {
         return whole_memory(model, n_cells);
@@ -119,13 +134,13 @@ llama_memory_i * build(const Model & model, StageRange range, uint32_t n_cells, 
 StageCache::StageCache(const Model & model, StageRange range) : model_(model), range_(range) {}
 StageCache::~StageCache() = default;
 
-void StageCache::reserve(int32_t n_cells, int32_t n_ubatch) {
+bool StageCache::reserve(int32_t n_cells, int32_t n_ubatch) {
     // GPU attention kernels want rows in steps of 256; a CPU does not, and small steps keep the cache small
     const int32_t step = model_.all_on_cpu() ? 64 : 256;
     const int32_t wanted = (n_cells + step - 1) / step * step;
     if (memory_ && wanted == n_cells_ && n_ubatch == n_ubatch_) {
         memory_->clear(false);
-        return;
+        return false;
     }
     release();
     log_capture::clear();
@@ -140,6 +155,7 @@ void StageCache::reserve(int32_t n_cells, int32_t n_ubatch) {
     }
     n_cells_ = wanted;
     n_ubatch_ = n_ubatch;
+    return true;
 }
 
 size_t StageCache::bytes() const {

@@ -1,4 +1,5 @@
-// The KV cache of one stage: layers [il_first, il_last) only, and only as many cells as the survivors need.
+// The KV cache of one stage: layers [il_first, il_last) only, and only as many cells as asked for (architectures with
+// another kind of memory get llama.cpp's own, for all layers).
 //
 // Several sequences may live in it (unified cells). Knows nothing of images or policies.
 // Throws StageError; a throw leaves no cache behind.
@@ -21,9 +22,9 @@ class StageCache {
     StageCache(const Model & model, StageRange range);
     ~StageCache();
 
-    // makes room for n_cells; keeps the cache when it already has just that size, else builds a new, empty one.
-    // Only legal while no sequence is alive in it
-    void reserve(int32_t n_cells, int32_t n_ubatch);
+    // makes room for n_cells: empties the cache when it already has just that size, else builds a new one and returns
+    // true. Only legal while no sequence is alive in it
+    bool reserve(int32_t n_cells, int32_t n_ubatch);
 
     llama_memory_i * memory() const { return memory_.get(); }
     int32_t n_cells() const { return n_cells_; }

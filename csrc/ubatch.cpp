@@ -20,21 +20,14 @@ struct TokenLayout {
     size_t outer = 1;
 };
 
-TokenLayout token_layout(const ggml_tensor * t, uint32_t n_tokens) {
-    const size_t total = static_cast<size_t>(ggml_nelements(t));
-    int found = 0;
-    TokenLayout layout;
-    size_t inner = static_cast<size_t>(t->ne[0]);
-    for (int d = 1; d < GGML_MAX_DIMS; ++d) {
-        if (t->ne[d] == static_cast<int64_t>(n_tokens)) {
-            layout = found++ ? layout : TokenLayout{inner, total / inner / n_tokens};
-        }
-        inner *= static_cast<size_t>(t->ne[d]);
+TokenLayout token_layout(const ggml_tensor * t, int token_dim, uint32_t n_tokens) {
+    if (t->ne[token_dim] != static_cast<int64_t>(n_tokens)) {
+        throw StageError(std::string("the hidden state ") + t->name + " holds " + std::to_string(t->ne[token_dim]) +
+                         " rows, expected " + std::to_string(n_tokens));
     }
-    // one token: every reading is the same block. Several: two equal dimensions cannot be told apart
-    if (found == 0 || (found > 1 && n_tokens > 1)) {
-        throw StageError(std::string("cannot tell which dimension of ") + t->name + " runs over its " +
-                         std::to_string(n_tokens) + " rows; choose another n_ubatch");
+    TokenLayout layout;
+    for (int d = 0; d < GGML_MAX_DIMS; ++d) {
+        (d < token_dim ? layout.inner : layout.outer) *= d == token_dim ? 1 : static_cast<size_t>(t->ne[d]);
     }
     return layout;
 }
@@ -66,9 +59,9 @@ std::unique_ptr<llama_memory_context_i> Batcher::place(llama_memory_i & memory, 
             embd.n_embd = n_embd;
             batch.set_token_embd(i, embd);
         } else {
-            batch.set_token_id(i, r.row->token);
+            batch.set_token_id(i, r.token);
         }
-        batch.set_token_pos(i, r.row->pos.data());
+        batch.set_token_pos(i, r.pos);
         batch.set_output(i, r.output);
     }
     log_capture::clear();
@@ -77,14 +70,21 @@ std::unique_ptr<llama_memory_context_i> Batcher::place(llama_memory_i & memory, 
     }
     auto placed = memory.init_batch(*allocr_, n_ubatch, false);
     if (!placed || llama_memory_status_is_fail(placed->get_status())) {
-        throw StageError("no room in the KV cache for " + std::to_string(rows.size()) +
-                         " rows; use a larger context (n_ctx) or fewer sequences at once");
+        throw StageError(
+            "no room in the KV cache for " + std::to_string(rows.size()) +
+            " rows; prefill with a larger n_predict, use a larger context (n_ctx), or fewer sequences at once");
     }
     return placed;
 }
 
-llama_ubatch Batcher::dummy(int32_t n_tokens) {
-    return allocr_->ubatch_reserve(n_tokens, 1);
+llama_ubatch Batcher::dummy(int32_t n_tokens, bool embeddings) {
+    llama_ubatch ubatch = allocr_->ubatch_reserve(n_tokens, 1);
+    if (embeddings) {
+        ubatch.data->embd.assign(static_cast<size_t>(n_tokens) * model_.n_embd_inp(), 0.0f);
+        ubatch.embd = ubatch.data->embd.data();
+        ubatch.token = nullptr;
+    }
+    return ubatch;
 }
 
 void HiddenRows::start(size_t n_rows) {
@@ -93,9 +93,9 @@ void HiddenRows::start(size_t n_rows) {
     data_.clear();
 }
 
-void HiddenRows::read(const ggml_tensor * tensor, const llama_ubatch & ubatch, size_t first) {
+void HiddenRows::read(const ggml_tensor * tensor, int token_dim, const llama_ubatch & ubatch, size_t first) {
     check_hidden(tensor);
-    const TokenLayout layout = token_layout(tensor, ubatch.n_tokens);
+    const TokenLayout layout = token_layout(tensor, token_dim, ubatch.n_tokens);
     if (data_.empty()) {
         row_size_ = layout.inner * layout.outer;
         data_.resize(n_rows_ * row_size_);
@@ -111,9 +111,9 @@ void HiddenRows::read(const ggml_tensor * tensor, const llama_ubatch & ubatch, s
     }
 }
 
-void HiddenRows::write(ggml_tensor * tensor, const llama_ubatch & ubatch, size_t first) const {
+void HiddenRows::write(ggml_tensor * tensor, int token_dim, const llama_ubatch & ubatch, size_t first) const {
     check_hidden(tensor);
-    const TokenLayout layout = token_layout(tensor, ubatch.n_tokens);
+    const TokenLayout layout = token_layout(tensor, token_dim, ubatch.n_tokens);
     std::vector<float> block(ggml_nelements(tensor));
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
         const float * src = &data_[(first + ubatch.data->batch_idxs[i]) * row_size_];

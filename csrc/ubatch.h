@@ -22,8 +22,9 @@ class Model;
 
 // one row to place in a cache
 struct BatchRow {
-    const Row * row = nullptr;
-    const float * embd = nullptr;  // [n_embd_inp]; nullptr: the row's token id is used
+    const int32_t * pos = nullptr;  // [4]
+    int32_t token = -1;
+    const float * embd = nullptr;  // [n_embd_inp]; nullptr: the token is used
     int32_t seq_id = 0;
     bool output = false;
 };
@@ -37,15 +38,16 @@ class Batcher {
     std::unique_ptr<llama_memory_context_i> place(llama_memory_i & memory, const std::vector<BatchRow> & rows,
                                                   int32_t n_ubatch);
 
-    // a ubatch of n_tokens rows that stands for no prompt, for looking at graphs
-    llama_ubatch dummy(int32_t n_tokens);
+    // a ubatch of n_tokens rows that stands for no prompt, for looking at graphs; of embeddings or of token ids
+    llama_ubatch dummy(int32_t n_tokens, bool embeddings);
 
   private:
     const Model & model_;
     std::unique_ptr<llama_batch_allocr> allocr_;
 };
 
-// hidden states of rows, each as one block of row_size floats, whatever dimension the architecture keeps tokens in
+// hidden states of rows, each as one block of row_size floats, whatever dimension the architecture keeps tokens in.
+// token_dim is that dimension of the tensor (1 for nearly all architectures)
 class HiddenRows {
   public:
     size_t row_size() const { return row_size_; }
@@ -54,8 +56,8 @@ class HiddenRows {
 
     void start(size_t n_rows);  // forget; room for n_rows
     // row i of the tensor <-> row first + batch index of i here
-    void read(const ggml_tensor * tensor, const llama_ubatch & ubatch, size_t first);
-    void write(ggml_tensor * tensor, const llama_ubatch & ubatch, size_t first) const;
+    void read(const ggml_tensor * tensor, int token_dim, const llama_ubatch & ubatch, size_t first);
+    void write(ggml_tensor * tensor, int token_dim, const llama_ubatch & ubatch, size_t first) const;
 
   private:
     std::vector<float> data_;

@@ -1,7 +1,6 @@
 #include "vision.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "errors.h"
@@ -9,6 +8,7 @@
 #include "model.h"
 #include "mtmd-helper.h"
 #include "mtmd.h"
+#include "stopwatch.h"
 
 namespace atp {
 
@@ -56,10 +56,6 @@ void mrope_grid(ImageSpan & span, const std::vector<std::array<int32_t, 4>> & po
     } else {
         square_grid(span);
     }
-}
-
-double ms_since(std::chrono::steady_clock::time_point start) {
-    return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - start).count();
 }
 
 size_t count_markers(const std::string & prompt, const std::string & marker) {
@@ -131,7 +127,7 @@ Sequence Vision::encode(const std::string & prompt, const std::vector<RgbImage> 
 }
 
 void Vision::add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk, double & t_encode) const {
-    const auto start = std::chrono::steady_clock::now();
+    const Stopwatch encode_time;
     log_capture::clear();
     if (mtmd_encode_chunk(ctx_.get(), chunk) != 0) {
         throw ImageError("the vision encoder failed: " + log_capture::last_error());
@@ -153,7 +149,7 @@ void Vision::add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk, dou
     }
     seq.add_image(mtmd_get_output_embd(ctx_.get()), span, pos.empty() ? nullptr : &pos,
                   static_cast<int32_t>(mtmd_input_chunk_get_n_pos(chunk)));
-    t_encode += ms_since(start);
+    t_encode += encode_time.ms();
 }
 
 Sequence tokenize_text(const Model & model, const std::string & prompt) {

@@ -36,7 +36,7 @@ def test_options_reach_the_engine(fake_engine):
 
 
 def test_every_engine_option_is_offered(fake_engine):
-    """Nothing the engine takes is left out but n_seq_max, which batches will need."""
+    """Nothing the engine takes is left out."""
     import ast
     from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_every_engine_option_is_offered(fake_engine):
     (engine,) = (n for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "Engine")
     constructor = engine.body[0]
     _, made = make(fake_engine())
-    assert {a.arg for a in constructor.args.kwonlyargs} - {"n_seq_max"} == set(made.options)
+    assert {a.arg for a in constructor.args.kwonlyargs} == set(made.options)
 
 
 def test_a_caption_end_to_end(fake_engine, scene):

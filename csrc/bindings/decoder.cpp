@@ -11,10 +11,12 @@ namespace {
 struct TextDecoder {
     Model model;
     Decoder decoder;
+    bool busy = false;
     explicit TextDecoder(const ModelParams & params) : model(params), decoder(model) {}
 };
 
 py::dict prefill(TextDecoder & d, const Sequence & seq, int32_t seq_id, int32_t n_predict, bool all_logits) {
+    const OneCall call(d.busy);
     const PrefillResult r = without_gil(
         [&](Interrupt & interrupt) { return d.decoder.prefill(seq, {seq_id, n_predict, all_logits}, interrupt); });
     py::list scores;
@@ -29,6 +31,7 @@ py::dict prefill(TextDecoder & d, const Sequence & seq, int32_t seq_id, int32_t 
 }
 
 py::array_t<float> decode(TextDecoder & d, const std::vector<std::tuple<int32_t, int32_t, int32_t>> & rows) {
+    const OneCall call(d.busy);
     std::vector<DecodeRow> plain;
     for (const auto & [seq_id, token, pos] : rows) {
         plain.push_back({seq_id, token, pos});
@@ -55,19 +58,41 @@ void register_decoder(py::module_ & m) {
     py::class_<TextDecoder>(m, "Decoder", "The staged decoder on rows you bring: for laws and benchmarks.")
         .def(py::init<const ModelParams &>(), py::arg("params"), py::call_guard<py::gil_scoped_release>())
         .def(
-            "set_plan", [](TextDecoder & d, const Plan & plan) { d.decoder.set_plan(plan); }, py::arg("plan"))
+            "set_plan",
+            [](TextDecoder & d, const Plan & plan) {
+                const OneCall call(d.busy);
+                d.decoder.set_plan(plan);
+            },
+            py::arg("plan"))
         .def("prefill", &prefill, py::arg("seq"), py::kw_only(), py::arg("seq_id") = 0, py::arg("n_predict") = 0,
              py::arg("all_logits") = false,
              "dict: logits float32 [n_outputs, n_vocab], kept (per cut), scores (per cut, float32 over live image "
              "tokens).")
         .def("decode", &decode, py::arg("rows"), "rows: (seq_id, token, pos) each -> logits float32 [n_rows, n_vocab].")
         .def(
-            "remove", [](TextDecoder & d, int32_t seq_id) { d.decoder.remove(seq_id); }, py::arg("seq_id"))
-        .def("release", [](TextDecoder & d) { d.decoder.release(); })
+            "remove",
+            [](TextDecoder & d, int32_t seq_id) {
+                const OneCall call(d.busy);
+                d.decoder.remove(seq_id);
+            },
+            py::arg("seq_id"))
+        .def("release",
+             [](TextDecoder & d) {
+                 const OneCall call(d.busy);
+                 d.decoder.release();
+             })
         .def(
-            "self_test", [](TextDecoder & d, const std::vector<int32_t> & cuts) { return d.decoder.self_test(cuts); },
+            "self_test",
+            [](TextDecoder & d, const std::vector<int32_t> & cuts) {
+                const OneCall call(d.busy);
+                return d.decoder.self_test(cuts);
+            },
             py::arg("cuts"), "NMSE of the logits, staged at these cuts against llama_decode.")
-        .def_property_readonly("legal_cuts", [](TextDecoder & d) { return d.decoder.legal_cuts(); })
+        .def_property_readonly("legal_cuts",
+                               [](TextDecoder & d) {
+                                   const OneCall call(d.busy);
+                                   return d.decoder.legal_cuts();
+                               })
         .def_property_readonly("kv_bytes", [](const TextDecoder & d) { return d.decoder.kv_bytes(); })
         .def_property_readonly("n_cells", [](const TextDecoder & d) { return d.decoder.n_cells(); })
         .def_property_readonly("n_layer", [](const TextDecoder & d) { return d.model.n_layer(); })

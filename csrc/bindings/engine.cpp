@@ -170,16 +170,16 @@ void register_engine(py::module_ & m) {
     py::class_<EngineHandle>(m, "Engine", "Image to caption: vision encoder, staged decoder, sampler.")
         .def(py::init([](const std::string & model, const std::string & mmproj, int32_t n_gpu_layers, int32_t n_ctx,
                          int32_t n_ubatch, int32_t n_threads, const std::string & flash_attn,
-                         const std::string & type_k, const std::string & type_v, int32_t n_seq_max, bool self_test) {
+                         const std::string & type_k, const std::string & type_v, bool self_test) {
                  const py::gil_scoped_release release;
-                 return std::make_unique<EngineHandle>(ModelParams{model, n_gpu_layers, n_ctx, n_ubatch, n_threads,
-                                                                   n_seq_max, flash_attn, type_k, type_v},
-                                                       mmproj, self_test);
+                 return std::make_unique<EngineHandle>(
+                     ModelParams{model, n_gpu_layers, n_ctx, n_ubatch, n_threads, 1, flash_attn, type_k, type_v},
+                     mmproj, self_test);
              }),
              py::arg("model"), py::arg("mmproj") = "", py::kw_only(), py::arg("n_gpu_layers") = -1,
              py::arg("n_ctx") = 4096, py::arg("n_ubatch") = 512, py::arg("n_threads") = 0,
              py::arg("flash_attn") = "auto", py::arg("type_k") = "f16", py::arg("type_v") = "f16",
-             py::arg("n_seq_max") = 1, py::arg("self_test") = true)
+             py::arg("self_test") = true)
         .def("close", &EngineHandle::close, py::call_guard<py::gil_scoped_release>(),
              "Free model, projector and caches; using the engine again is a ModelError.")
         .def_property_readonly("info", &EngineHandle::info)

@@ -74,8 +74,8 @@ KeepList run_policy(const std::string & name, const std::vector<float> & score, 
             if (index >= span.first && index < span.first + span.n_tokens) {
                 in.index.push_back(index);
                 in.image.push_back(static_cast<int32_t>(im));
-                in.y.push_back((index - span.first) / span.grid_cols);
-                in.x.push_back((index - span.first) % span.grid_cols);
+                in.y.push_back(span.y(index));
+                in.x.push_back(span.x(index));
             }
         }
     }

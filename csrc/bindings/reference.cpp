@@ -10,6 +10,7 @@ namespace {
 struct PlainDecoder {
     Model model;
     Reference reference;
+    bool busy = false;
     explicit PlainDecoder(const ModelParams & params)
         : model(params), reference(model, params.n_ctx, params.n_ubatch) {}
 };
@@ -35,16 +36,22 @@ void register_reference(py::module_ & m) {
         .def(
             "hide",
             [](PlainDecoder & d, int32_t after, std::vector<int32_t> rows) {
+                const OneCall call(d.busy);
                 d.reference.hide(after, std::move(rows));
             },
             py::arg("after"), py::arg("rows"), "From layer `after` on, no row sees these rows.")
         .def(
-            "capture", [](PlainDecoder & d, std::vector<std::string> names) { d.reference.capture(std::move(names)); },
+            "capture",
+            [](PlainDecoder & d, std::vector<std::string> names) {
+                const OneCall call(d.busy);
+                d.reference.capture(std::move(names));
+            },
             py::arg("names"), "Keep copies of tensors by llama.cpp's names, one per ubatch.")
         .def_property_readonly("captured", &captured, "dict name -> list of float32 arrays, slowest dimension first.")
         .def(
             "prefill",
             [](PlainDecoder & d, const Sequence & seq, bool all_logits) {
+                const OneCall call(d.busy);
                 std::vector<float> logits;
                 {
                     const py::gil_scoped_release release;
@@ -56,6 +63,7 @@ void register_reference(py::module_ & m) {
         .def(
             "decode",
             [](PlainDecoder & d, int32_t token, int32_t pos) {
+                const OneCall call(d.busy);
                 std::vector<float> logits;
                 {
                     const py::gil_scoped_release release;
@@ -64,7 +72,10 @@ void register_reference(py::module_ & m) {
                 return matrix(logits, d.model.n_vocab());
             },
             py::arg("token"), py::arg("pos"))
-        .def("clear", [](PlainDecoder & d) { d.reference.clear(); });
+        .def("clear", [](PlainDecoder & d) {
+            const OneCall call(d.busy);
+            d.reference.clear();
+        });
 }
 
 }  // namespace atp::python

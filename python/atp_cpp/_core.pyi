@@ -132,7 +132,6 @@ class Engine:
         flash_attn: str = "auto",
         type_k: str = "f16",
         type_v: str = "f16",
-        n_seq_max: int = 1,
         self_test: bool = True,
     ) -> None: ...
     def close(self) -> None: ...
