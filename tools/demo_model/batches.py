@@ -23,6 +23,7 @@ from train_eye import easy_scene, labels
 
 IMAGE_TOKENS = GRID * GRID
 NONE = -100
+LATE = {"place": 2.0, "relation": 2.0, "count": 1.5}
 GROUP = 96  # text rows that share a block of attention; no question crosses its border
 
 
@@ -38,6 +39,20 @@ class Batch:
     segment: Tensor  # (B, L) which question a row belongs to; -1 - row for padding
     target: Tensor  # (B, L) the token after each row, where it belongs to an answer; else -100
     asked: list[list[Asked]]
+
+    @property
+    def weight(self) -> Tensor:
+        """(B, L) 1 / sqrt(length of the answer), so that captions do not drown short answers.
+
+        The kinds that are learned last count more.
+        """
+        spots = (self.target != NONE).float()
+        same = self.segment[:, :, None] == self.segment[:, None, :]
+        out = (same * spots[:, None, :]).sum(-1).clamp(min=1).rsqrt()
+        for row, segment, asked in zip(out, self.segment, self.asked, strict=True):
+            factor = torch.tensor([LATE.get(item.kind, 1.0) for item in asked] + [1.0])
+            row *= factor[segment.clamp(min=-1)]
+        return out
 
 
 class Words:
@@ -106,7 +121,10 @@ class Maker:
             scene = easy_scene(image, rng if self.split == "train" else None)
             return scene, easy_asked(image, scene, rng), rng
         scene = compose(rng, self.cutouts)
-        return scene, choose(ask(scene, rng), rng, 40), rng
+        asked = ask(scene, rng)
+        if self.split == "train":  # other wordings of the same
+            asked = list({item.question: item for item in asked + ask(scene, rng)}.values())
+        return scene, choose(asked, rng, 40), rng
 
     def pack(self, asked: list[Asked], rng: np.random.Generator | None) -> tuple[np.ndarray, list]:
         """Rows (4, L): token, position, segment, target; and the questions that fitted.

@@ -128,6 +128,6 @@ def save(path: Path, **content: object) -> None:
     side.replace(path)
 
 
-def normalise(pixels: Tensor) -> Tensor:
-    """uint8 (B, H, W, 3) -> bfloat16 (B, 3, H, W) in [-1, 1]."""
-    return (pixels.float() / 127.5 - 1).permute(0, 3, 1, 2).bfloat16()
+def normalise(pixels: Tensor, dtype: torch.dtype = torch.bfloat16) -> Tensor:
+    """uint8 (B, H, W, 3) -> `dtype` (B, 3, H, W) in [-1, 1]."""
+    return (pixels.float() / 127.5 - 1).permute(0, 3, 1, 2).to(dtype)

@@ -20,7 +20,7 @@ from questions import CAPTION, Asked
 from train import exact
 from train_eye import easy_scene
 
-TEXT = 768
+EASY_TEXT, SCENE_TEXT = 288, 768  # text rows of an image
 
 
 def easy_batches(maker: Maker, images: list[EasyImage], size: int) -> Iterator[Batch]:
@@ -43,7 +43,7 @@ def tally(demo: Demo, words: Words, batches: Iterator[Batch]) -> dict[str, dict[
     right: dict[str, int] = defaultdict(int)
     count: dict[str, int] = defaultdict(int)
     for batch in batches:
-        for kind, _, hit in exact(demo, batch, words):
+        for kind, _, hit in exact(demo, batch, words, half=False):
             for name in (kind,) if kind == "caption" else (kind, "all"):
                 right[name] += hit
                 count[name] += 1
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path, required=True)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--images", type=int, default=1000)
-    parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument("--scenes", type=int, default=300)
     parser.add_argument("--batch", type=int, default=8)
     a = parser.parse_args()
     torch.set_num_threads(2)
@@ -68,10 +68,11 @@ def main() -> None:
     demo.load_state_dict(torch.load(a.checkpoint, weights_only=True)["demo"])
     demo.half().float().eval()  # what the shipped float16 files hold
     words = Words(a.tokens)
-    maker = Maker(a.data, words, "test", keep=576, text=TEXT, easy=0.0)
+    maker = Maker(a.data, words, "test", keep=576, text=EASY_TEXT, easy=0.0)
     result = {
         "easy_vqa_test": tally(demo, words, easy_batches(maker, maker.images[: a.images], a.batch))
     }
+    maker.text = SCENE_TEXT
     numbers = range(0, a.scenes, a.batch)
     scenes = (maker.batch(list(range(i, min(i + a.batch, a.scenes)))) for i in numbers)
     result["held_out_scenes"] = tally(demo, words, scenes)

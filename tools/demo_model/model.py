@@ -137,9 +137,9 @@ class Eye(nn.Module):
 
 
 class Heads(nn.Module):
-    """Dense labels off the eye: object 1, shape 3, color 8, offset 2, centre 1."""
+    """Dense labels off the eye: object 1, shape 3, color 8, offset 2, centre 1, place 2."""
 
-    SIZES = (1, 3, 8, 2, 1)
+    SIZES = (1, 3, 8, 2, 1, 2)
 
     def __init__(self, cfg: Config) -> None:
         super().__init__()

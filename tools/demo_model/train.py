@@ -16,7 +16,7 @@ from batches import NONE, Batch, Maker, Words, packed
 from common import Curve, Mean, launch, normalise, optimizers, save, schedule, set_rate
 from model import Config, Demo, Heads, Packed
 from torch import Tensor
-from train_eye import losses
+from train_eye import load_head, losses
 
 
 def rows_of(
@@ -42,13 +42,17 @@ def answer_logits(demo: Demo, batch: Batch, words: Words, features: Tensor) -> T
 
 
 @torch.no_grad()
-def exact(demo: Demo, batch: Batch, words: Words) -> list[tuple[str, int, bool]]:
+def exact(
+    demo: Demo, batch: Batch, words: Words, *, half: bool = True
+) -> list[tuple[str, int, bool]]:
     """(kind, image, right) of every question: right if each answer token is the most likely.
 
     That is what greedy decoding gives, since a right prefix is its own input.
     """
-    with torch.autocast("cpu", torch.bfloat16):
-        logits = answer_logits(demo, batch, words, demo.eye(normalise(batch.pixels)))
+    pixels = normalise(batch.pixels, torch.bfloat16 if half else torch.float32)
+    with torch.autocast("cpu", torch.bfloat16, enabled=half):
+        features = demo.eye(pixels)
+        logits = answer_logits(demo, batch, words, features)
     spots = batch.target != NONE
     hit = torch.ones_like(batch.target, dtype=torch.bool)
     hit[spots] = logits.argmax(-1) == batch.target[spots]
@@ -83,9 +87,13 @@ def step_loss(
             features = demo.eye(normalise(batch.pixels))
         logits = answer_logits(demo, batch, words, features)
         dense = None if frozen else head(features)
-    out = {"answer": F.cross_entropy(logits, batch.target[batch.target != NONE])}
+    spots = batch.target != NONE
+    each = F.cross_entropy(logits, batch.target[spots], reduction="none")
+    weight = batch.weight[spots]
+    out = {"answer": (each * weight).sum() / weight.sum()}
     if dense is not None:
-        out["dense"] = aux * sum(losses(dense, batch.marks).values())
+        parts = losses(dense, batch.marks)
+        out |= {name: aux * value for name, value in parts.items()}
     return out
 
 
@@ -94,11 +102,11 @@ def worker(rank: int, world: int, a: argparse.Namespace) -> None:
     if a.eye:
         content = torch.load(a.eye, weights_only=True)
         demo.eye.load_state_dict(content["eye"])
-        head.load_state_dict(content["head"])
+        load_head(head, content["head"])
     if a.init and a.init.exists():
         content = torch.load(a.init, weights_only=True)
         demo.load_state_dict(content["demo"])
-        head.load_state_dict(content["head"])
+        load_head(head, content["head"])
     frozen = a.eye_scale == 0
     groups = [(demo.projector, 1.0), (demo.decoder, 1.0)]
     if frozen:
@@ -108,7 +116,7 @@ def worker(rank: int, world: int, a: argparse.Namespace) -> None:
     opts = optimizers(groups)
     mean = Mean([p for module, _ in groups for p in module.parameters()], world)
     words = Words(a.tokens)
-    train = Maker(a.data, words, "train", keep=a.keep, text=a.text, easy=a.easy)
+    train = Maker(a.data, words, "train", keep=a.keep[0], text=a.text, easy=a.easy)
     held = [Maker(a.data, words, "eval", keep=576, text=480, easy=e) for e in (0.0, 1.0)]
     scenes, easy = ([m.batch(list(range(i, i + 8))) for i in range(0, a.held, 8)] for m in held)
     curve, began = Curve(a.out / "curve.csv", a.name), time.time()
@@ -117,6 +125,7 @@ def worker(rank: int, world: int, a: argparse.Namespace) -> None:
         rate = schedule(step, mean.progress, warmup=a.warmup, peak=a.rate, cooldown=a.cooldown)
         set_rate(opts, rate)
         first = a.first + (step * world + rank) * a.batch
+        train.keep = a.keep[step % len(a.keep)]
         batch = train.batch(list(range(first, first + a.batch)))
         mean.zero()
         parts = step_loss(demo, head, batch, words, frozen=frozen, aux=a.aux)
@@ -150,7 +159,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3000)
     parser.add_argument("--minutes", type=float, default=1e9, help="ends the phase, if sooner")
     parser.add_argument("--batch", type=int, default=8, help="images per worker and step")
-    parser.add_argument("--keep", type=int, default=144, help="image tokens the decoder sees")
+    parser.add_argument(
+        "--keep", type=int, nargs="+", default=[144], help="image tokens the decoder sees, in turn"
+    )
     parser.add_argument("--text", type=int, default=288, help="text rows per image, times 96")
     parser.add_argument("--easy", type=float, default=0.35, help="share of easy-VQA images")
     parser.add_argument("--eye-scale", type=float, default=0.0, help="the eye's share of the rate")

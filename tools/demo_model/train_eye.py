@@ -80,9 +80,9 @@ class Stream:
 
 def losses(out: tuple[Tensor, ...], marks: Tensor) -> dict[str, Tensor]:
     """The parts of the dense loss, each a mean over the patches it speaks of."""
-    thing, shape, color, offset, centre = out
+    thing, shape, color, offset, centre, place = out
     on = marks[..., 0] > 0
-    return {
+    parts = {
         "object": F.binary_cross_entropy_with_logits(thing[..., 0], marks[..., 0]),
         "shape": F.cross_entropy(shape[on], marks[on][:, 1].long()),
         "color": F.cross_entropy(color[on], marks[on][:, 2].long()),
@@ -91,6 +91,12 @@ def losses(out: tuple[Tensor, ...], marks: Tensor) -> dict[str, Tensor]:
             centre[..., 0], marks[..., 5], pos_weight=torch.tensor(8.0)
         ),
     }
+    if marks.shape[1] == GRID * GRID:  # whole images: where the object's centre is, in [-1, 1]
+        index = torch.arange(GRID * GRID)
+        own = torch.stack([index % GRID, index // GRID], dim=1) + 0.5
+        truth = (own + 5 * marks[..., 3:5]) / (GRID / 2) - 1
+        parts["place"] = 2 * F.smooth_l1_loss(place[on], truth[on], beta=0.1)
+    return parts
 
 
 @torch.no_grad()
@@ -113,6 +119,12 @@ def measure(demo: Demo, head: Heads, batches: list, *, window: bool) -> dict[str
     return {name: float(np.mean(v)) for name, v in sums.items()}
 
 
+def load_head(head: Heads, state: dict[str, Tensor]) -> None:
+    """The head's saved rows; a head that grew since keeps its start in the new ones."""
+    for name, value in state.items():
+        getattr(head.out, name.split(".")[1]).data[: value.shape[0]] = value
+
+
 def worker(rank: int, world: int, a: argparse.Namespace) -> None:
     window = a.stage == "window"
     demo, head = Demo(Config()), Heads(Config())
@@ -120,7 +132,7 @@ def worker(rank: int, world: int, a: argparse.Namespace) -> None:
     if a.init and a.init.exists():
         content = torch.load(a.init, weights_only=True)
         demo.eye.load_state_dict(content["eye"])
-        head.load_state_dict(content["head"])
+        load_head(head, content["head"])
     opts = optimizers([(demo.eye, 1.0), (head, 1.0)])
     mean = Mean([*demo.eye.parameters(), *head.parameters()], world)
     train, held = Stream(a.data, "train"), Stream(a.data, "eval")
