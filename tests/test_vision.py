@@ -1,0 +1,133 @@
+"""Vision: grids and positions of every tower, and images or prompts that do not go together."""
+
+import numpy as np
+import pytest
+
+from atp_cpp import _core as core
+
+pytest_plugins = ["fixtures_engine"]
+
+
+def noise(height, width, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def one(engine, image, **options):
+    prompt = engine.info.media_marker + " what is it?"
+    return engine.generate(prompt, [image], n_predict=12, **options)
+
+
+FIXED = {("llama", "mlp"): (8, 8), ("llama", "mlp-cls"): (8, 8), ("gemma3", "gemma3"): (4, 4)}
+
+
+@pytest.mark.parametrize(("tower", "grid"), FIXED.items(), ids=str)
+def test_towers_of_one_size_make_one_grid_of_any_image(make_engine, tower, grid):
+    arch, layout = tower
+    engine = make_engine(arch, layout=layout)
+    for height, width in ((112, 112), (1, 1), (1, 300), (300, 1), (113, 57), (2000, 3)):
+        report = one(engine, noise(height, width)).report
+        assert report.grids == [grid]
+        assert report.n_image_tokens == grid[0] * grid[1]
+    engine.close()
+
+
+@pytest.mark.parametrize("arch", ["qwen2vl", "qwen3vl"])
+def test_towers_of_any_size_follow_the_image(make_engine, arch):
+    engine = make_engine(arch, n_ctx=2048)
+    grids = {}
+    for height, width in ((280, 140), (140, 280), (196, 196), (28, 560), (560, 28)):
+        report = one(engine, noise(height, width), plan=[core.Cut(2, "grid", 0.25)]).report
+        ((rows, cols),) = report.grids
+        assert report.n_image_tokens == rows * cols
+        assert rows / cols == pytest.approx(height / width, rel=0.35)
+        grids[height, width] = rows, cols
+        first = {divmod(i, cols) for i in report.kept[0]}
+        if rows % 2 == cols % 2 == 0:
+            assert first == {(y, x) for y in range(0, rows, 2) for x in range(0, cols, 2)}
+    assert grids[280, 140] == grids[140, 280][::-1]
+    assert one(engine, noise(1, 1)).report.n_image_tokens > 0
+    engine.close()
+
+
+@pytest.mark.parametrize("arch", ["qwen2vl", "qwen3vl"])
+def test_mrope_images_take_fewer_positions_than_tokens(make_engine, arch):
+    """The context counts positions: max(rows, cols) for an image, and the question."""
+    engine = make_engine(arch, n_ctx=64)
+    report = one(engine, noise(336, 336)).report
+    assert report.n_prompt > 64, "more rows than positions"
+    engine.close()
+
+
+def test_a_mirrored_view_is_read_as_it_looks(make_engine):
+    engine = make_engine("llama")
+    image = noise(60, 80)
+    for view in (image[:, ::-1], image[::-1], image[::2, ::2], np.asfortranarray(image)):
+        assert one(engine, view).tokens == one(engine, view.copy(order="C")).tokens
+    assert one(engine, image).tokens != one(engine, image[:, ::-1]).tokens
+    engine.close()
+
+
+def test_the_tower_sees_where_things_are(make_engine, arch):
+    engine = make_engine(arch)
+    texts = set()
+    for y, x in ((0, 0), (0, 56), (56, 0), (56, 56)):
+        image = np.zeros((112, 112, 3), np.uint8)
+        image[y : y + 56, x : x + 56] = noise(56, 56)
+        texts.add(one(engine, image).text)
+    assert len(texts) == 4
+    engine.close()
+
+
+WRONG_IMAGES = {
+    "grey": (noise(8, 8)[..., 0], r"must be uint8 \[height, width, 3\], got \[8, 8\]"),
+    "alpha": (np.zeros((8, 8, 4), np.uint8), r"got \[8, 8, 4\]"),
+    "batch": (np.zeros((1, 8, 8, 3), np.uint8), r"got \[1, 8, 8, 3\]"),
+    "no rows": (np.zeros((0, 8, 3), np.uint8), "an image of 8x0 pixels has nothing to see"),
+    "no columns": (np.zeros((8, 0, 3), np.uint8), "an image of 0x8 pixels has nothing to see"),
+}
+
+
+@pytest.mark.parametrize(("image", "reason"), WRONG_IMAGES.values(), ids=WRONG_IMAGES)
+def test_what_is_no_picture_is_refused(engines, image, reason):
+    with pytest.raises(core.ImageError, match=reason):
+        one(engines("llama"), image)
+
+
+def test_numbers_of_another_type_are_refused(engines):
+    for dtype in (np.float32, np.int64, np.int8):
+        with pytest.raises(TypeError):
+            one(engines("llama"), noise(8, 8).astype(dtype))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "n_images", "found"),
+    [("no marker", 1, 0), ("<__media__>", 0, 1), ("<__media__><__media__>", 1, 2), ("", 2, 0)],
+)
+def test_markers_must_be_as_many_as_images(engines, prompt, n_images, found):
+    with pytest.raises(core.ImageError, match=f"{found} media markers .* for {n_images} images"):
+        engines("llama").generate(prompt, [noise(8, 8)] * n_images)
+
+
+def test_images_need_a_projector(tiny_model):
+    engine = core.Engine(str(tiny_model("llama")), n_ctx=128, n_threads=1)
+    assert not engine.info.has_vision
+    with pytest.raises(core.ModelError, match="no vision projector loaded; pass its mmproj file"):
+        one(engine, noise(8, 8))
+    assert engine.generate("<__media__> is text here", [], n_predict=2).report.n_image_tokens == 0
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("arch", "layout", "widths"),
+    [("llama", "qwen3vl", (128, 512)), ("qwen3vl", "mlp", (512, 128))],
+)
+def test_a_projector_of_another_width_is_refused(tiny_model, tiny_mmproj, arch, layout, widths):
+    with pytest.raises(core.ModelError, match="does not work with") as error:
+        core.Engine(str(tiny_model(arch)), str(tiny_mmproj(layout)))
+    assert f"n_embd = {widths[0]}) and mmproj (n_embd = {widths[1]})" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_wider_projector_of_the_same_kind_is_refused(tiny_model, tiny_mmproj):
+    with pytest.raises(core.ModelError, match=r"n_embd = 128.*n_embd = 64"):
+        core.Engine(str(tiny_model("llama")), str(tiny_mmproj("mlp", n_embd_text=64)))
