@@ -33,14 +33,14 @@ class Rig:
         arch: its architecture, for what the prompt must look like.
         options: keyword arguments of `ModelParams`.
         backend: row of the tolerance table, "cpu" or "rpc".
-        weights: weight type, for the tolerance table.
+        deep: a model of many layers, in which roundings grow: rows of their own in the table.
     """
 
     path: Path
     arch: str
     options: dict[str, Any] = field(default_factory=dict)
     backend: str = "cpu"
-    weights: str = "f32"
+    deep: bool = False
 
     def params(self, **options: Any) -> core.ModelParams:
         defaults = {"n_ctx": 512, "n_ubatch": 64, "n_threads": 1}
@@ -57,7 +57,8 @@ class Rig:
         """How much is rounded between two runs of the same thing, for the tolerance table."""
         exact = all(self.options.get(key) == value for key, value in EXACT.items())
         name = "f32" if exact else str(self.options.get("type_k", "f16"))
-        return name + {"gemma3": ", GELU table", "qwen2moe": ", experts"}.get(self.arch, "")
+        suffix = {"gemma3": ", GELU table", "qwen2moe": ", experts"}.get(self.arch, "")
+        return name + suffix + (", deep" if self.deep else "")
 
 
 def prompt(

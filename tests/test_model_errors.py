@@ -160,8 +160,6 @@ SETTINGS = {
     "context": ({"n_ctx": 0}, "n_ctx must be 2 to 1073741824, got 0"),
     "huge context": ({"n_ctx": 2**31 - 1}, "n_ctx must be 2 to 1073741824"),
     "ubatch": ({"n_ubatch": 0}, "n_ubatch must be 1 to"),
-    "sequences": ({"n_seq_max": 0}, "n_seq_max must be 1 to 256, got 0"),
-    "many sequences": ({"n_seq_max": 257}, "n_seq_max must be 1 to 256, got 257"),
     "layers": ({"n_gpu_layers": -2}, "n_gpu_layers must be -1 to"),
     "threads": ({"n_threads": -1}, "n_threads must be 0 to 512, got -1"),
     "many threads": ({"n_threads": 100_000}, "n_threads must be 0 to 512, got 100000"),
@@ -171,6 +169,13 @@ SETTINGS = {
 @pytest.mark.parametrize(("options", "reason"), SETTINGS.values(), ids=SETTINGS)
 def test_settings_that_cannot_be(tiny_model, options, reason):
     refused(reason, tiny_model("llama"), **options)
+
+
+@pytest.mark.parametrize("n_seq_max", [0, 257])
+def test_numbers_of_sequences_that_cannot_be(tiny_model, n_seq_max):
+    params = core.ModelParams(str(tiny_model("llama")), n_seq_max=n_seq_max)
+    with pytest.raises(core.ModelError, match=f"n_seq_max must be 1 to 256, got {n_seq_max}"):
+        core.Decoder(params)
 
 
 def test_a_kv_type_whose_blocks_do_not_fit_a_head(tiny_model):
