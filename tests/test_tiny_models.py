@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 
 import gguf
-import make_tiny_model
 import numpy as np
 import pytest
+
+import make_tiny_model
 from tiny_models import (
     DECODER_ARCHS,
     VISION_LAYOUTS,
