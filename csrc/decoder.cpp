@@ -162,6 +162,9 @@ PrefillResult Decoder::run(const Sequence & seq, const PrefillOptions & options,
     }
     HiddenRows hidden;
     StageOutput out;
+    if (!scheduler_) {
+        scheduler_ = std::make_unique<Scheduler>(model_);
+    }
     auto cut = plan_.begin();
     const auto make_cut = [&] {
         std::vector<float> token_scores;
@@ -195,7 +198,8 @@ PrefillResult Decoder::run(const Sequence & seq, const PrefillOptions & options,
         in.score_from = scored ? static_cast<int32_t>(live.size()) - 1 : -1;
         in.merge_kinds = live.size() < seq.rows.size();
         in.all_logits = options.all_logits;
-        out = stage->prefill(in, hidden, interrupt);
+        scheduler_->forget_plan();
+        out = stage->prefill(in, hidden, scheduler_->get(), interrupt);
         if (cut != plan_.end()) {
             make_cut();
         }
@@ -290,6 +294,7 @@ void Decoder::remove(int32_t seq_id) {
 
 void Decoder::release() {
     alive_.clear();
+    scheduler_.reset();
     if (chain_) {
         chain_->reset();
     }

@@ -13,6 +13,7 @@
 #include "decode_chain.h"
 #include "interrupt.h"
 #include "plan.h"
+#include "scheduler.h"
 #include "sequence.h"
 #include "stage.h"
 
@@ -68,6 +69,7 @@ class Decoder {
     const Model & model_;
     Plan plan_;
     Stages stages_;
+    std::unique_ptr<Scheduler> scheduler_;  // of prefill; made when first needed
     std::unique_ptr<DecodeChain> chain_;
     std::map<int32_t, int32_t> alive_;  // sequence id -> its next position
     std::vector<int32_t> legal_cuts_;

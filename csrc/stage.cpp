@@ -89,12 +89,9 @@ Stage::Stage(const Model & model, StageRange range)
     cache_.release();
 }
 
-StageOutput Stage::prefill(const StageInput & in, HiddenRows & hidden, Interrupt & interrupt) {
-    // A scheduler of our own: ggml's allocator replays the last plan for any graph with as many nodes of the same
-    // sizes, and two stages can look alike to it while their tensors live differently. It goes when the stage is done,
-    // so that only one stage's compute buffer exists at a time
-    const ggml_backend_sched_ptr sched(model_.new_sched(model_.max_nodes()));
-    Run run{in, hidden, {}, sched.get(), interrupt, {}, {}, {}, 0, false, {}};
+StageOutput Stage::prefill(const StageInput & in, HiddenRows & hidden, ggml_backend_sched * sched,
+                           Interrupt & interrupt) {
+    Run run{in, hidden, {}, sched, interrupt, {}, {}, {}, 0, false, {}};
     run.cell.assign(in.live->size(), -1);
     run.hidden_out.start(in.live->size());
     std::vector<Segment> parts = segments(*in.seq, *in.live);

@@ -36,7 +36,8 @@ class Stage {
     Stage(const Model & model, StageRange range);
 
     // hidden: in and out (cleared by the last stage)
-    StageOutput prefill(const StageInput & in, HiddenRows & hidden, Interrupt & interrupt);
+    // sched: may be shared with other stages if its plan is forgotten between them (scheduler.h)
+    StageOutput prefill(const StageInput & in, HiddenRows & hidden, ggml_backend_sched * sched, Interrupt & interrupt);
 
     StageRange range() const { return range_; }
     StageCache & cache() { return cache_; }

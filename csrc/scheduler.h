@@ -1,0 +1,27 @@
+// One ggml scheduler, and so one compute buffer, for graphs of several stages in turn.
+//
+// ggml's allocator replays its last plan for any graph with as many nodes of the same sizes, and two stages can look
+// alike to it while their tensors live differently: forget_plan() must come between them. The buffer stays.
+#pragma once
+
+#include <memory>
+
+struct ggml_backend_sched;
+
+namespace atp {
+
+class Model;
+
+class Scheduler {
+  public:
+    explicit Scheduler(const Model & model);
+    ~Scheduler();
+
+    void forget_plan();
+    ggml_backend_sched * get() const { return sched_.get(); }
+
+  private:
+    std::unique_ptr<ggml_backend_sched, void (*)(ggml_backend_sched *)> sched_;
+};
+
+}  // namespace atp
