@@ -61,6 +61,32 @@ TABLE = {
     # plain llama.cpp with itself: one matrix product for one row, or for a few
     ("cpu", ANY, "last row = all rows"): 1e-12,  # 2.2e-14
     ("cpu", "f32", "short ubatches = long"): 1e-12,  # 0.0
+    # the same on ggml's RPC device and the CPU at once: all, half or none of the layers over there
+    ("rpc", ANY, "staged = whole"): 0.0,  # 0.0
+    ("rpc", "f16", "pruned = masked"): 5e-6,  # 1.3e-6
+    ("rpc", "f16, GELU table", "pruned = masked"): 5e-6,  # 1.0e-6
+    ("rpc", "f16, experts", "pruned = masked"): 3e-4,  # 7.0e-7
+    ("rpc", "f32", "pruned = masked"): 5e-12,  # 2.7e-13
+    ("rpc", "f32, GELU table", "pruned = masked"): 3e-8,  # 3.8e-9
+    ("rpc", "f32, experts", "pruned = masked"): 5e-12,  # 1.8e-13
+    ("rpc", "q8_0", "pruned = masked"): 1e-12,  # 0.0
+    ("rpc", "q8_0, GELU table", "pruned = masked"): 1e-12,  # 0.0
+    ("rpc", "q8_0, experts", "pruned = masked"): 1e-12,  # 0.0
+    ("rpc", "f16", "scores = NumPy"): 5e-4,  # 5.0e-5
+    ("rpc", "f16, GELU table", "scores = NumPy"): 3e-5,  # 3.9e-6
+    ("rpc", "f16, experts", "scores = NumPy"): 5e-4,  # 2.3e-5
+    ("rpc", "f32", "scores = NumPy"): 5e-11,  # 3.1e-12
+    ("rpc", "f32, GELU table", "scores = NumPy"): 5e-9,  # 5.9e-14
+    ("rpc", "f32, experts", "scores = NumPy"): 5e-11,  # 1.4e-12
+    ("rpc", "q8_0", "scores = NumPy"): 5e-3,  # 5.9e-4
+    ("rpc", "q8_0, GELU table", "scores = NumPy"): 5e-3,  # 6.8e-5
+    ("rpc", "q8_0, experts", "scores = NumPy"): 5e-3,  # 2.3e-4
+    ("rpc", "f32", "scores = softmax"): 5e-11,  # 3.5e-12
+    ("rpc", "f32, GELU table", "scores = softmax"): 5e-9,  # 1.1e-15
+    ("rpc", "f32, experts", "scores = softmax"): 5e-11,  # 1.3e-12
+    ("rpc", "f16", "together = alone"): 1e-6,  # 1.4e-7
+    ("rpc", "f16, GELU table", "together = alone"): 1e-6,  # 3.6e-8
+    ("rpc", "f16, experts", "together = alone"): 1e-6,  # 8.2e-8
 }
 
 
