@@ -1,7 +1,8 @@
 """Held-out accuracy per kind in PyTorch: easy-VQA's test questions and scenes of test images.
 
     python evaluate_torch.py --data DATA --checkpoint demo.pt --tokens tokenizer.model --out X.json
-Greedy answers, exact match, all 576 image tokens, float32; scenes numbered 0, 1, ... of 'test'.
+Greedy answers, exact match, all 576 image tokens, bfloat16 (float32 with --full); the scenes are
+numbers 0, 1, ... of split 'test'.
 """
 
 from __future__ import annotations
@@ -38,12 +39,14 @@ def easy_batches(maker: Maker, images: list[EasyImage], size: int) -> Iterator[B
         yield maker.collate(parts)
 
 
-def tally(demo: Demo, words: Words, batches: Iterator[Batch]) -> dict[str, dict[str, float]]:
+def tally(
+    demo: Demo, words: Words, batches: Iterator[Batch], *, half: bool
+) -> dict[str, dict[str, float]]:
     """Right answers per kind: {kind: {right, asked, accuracy}}; 'all' leaves captions out."""
     right: dict[str, int] = defaultdict(int)
     count: dict[str, int] = defaultdict(int)
     for batch in batches:
-        for kind, _, hit in exact(demo, batch, words, half=False):
+        for kind, _, hit in exact(demo, batch, words, half=half):
             for name in (kind,) if kind == "caption" else (kind, "all"):
                 right[name] += hit
                 count[name] += 1
@@ -61,21 +64,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--scenes", type=int, default=300)
+    parser.add_argument("--full", action="store_true", help="float32 instead of bfloat16")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8)
     a = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(a.threads)
     demo = Demo(Config())
     demo.load_state_dict(torch.load(a.checkpoint, weights_only=True)["demo"])
     demo.half().float().eval()  # what the shipped float16 files hold
     words = Words(a.tokens)
     maker = Maker(a.data, words, "test", keep=576, text=EASY_TEXT, easy=0.0)
-    result = {
-        "easy_vqa_test": tally(demo, words, easy_batches(maker, maker.images[: a.images], a.batch))
-    }
+    half = not a.full
+    easy = easy_batches(maker, maker.images[: a.images], a.batch)
+    result = {"easy_vqa_test": tally(demo, words, easy, half=half)}
+    print(json.dumps(result), flush=True)
     maker.text = SCENE_TEXT
     numbers = range(0, a.scenes, a.batch)
     scenes = (maker.batch(list(range(i, min(i + a.batch, a.scenes)))) for i in numbers)
-    result["held_out_scenes"] = tally(demo, words, scenes)
+    result["held_out_scenes"] = tally(demo, words, scenes, half=half)
     text = json.dumps(result, indent=2)
     print(text)
     if a.out:
