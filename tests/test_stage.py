@@ -143,6 +143,41 @@ def test_pruned_equals_masked_for_a_policy_of_ones_own(make_rig, arch, keep_last
     assert kept == [chosen]
 
 
+def test_an_image_sees_itself_but_not_the_image_behind_it(make_rig, arch):
+    """Rows of one image may see each other in both directions, those of two images may not.
+
+    Staged and plain decoders split a prompt by the same code, so this is asked of each.
+    """
+    rig = make_rig(arch)
+    staged, plain = rig.staged(), rig.plain()
+    width = staged.n_embd_inp
+    rng = np.random.default_rng(8)
+    first, second, other = rng.standard_normal((3, 9, width)).astype(np.float32)
+    changed = first.copy()
+    changed[8] = 2.0
+    y, x = np.divmod(np.arange(9), 3)
+
+    def logits(decoder, *images):
+        seq = core.Sequence(width)
+        seq.add_text([300, 301])
+        for embd in images:
+            where = np.stack([0 * y, y, x, 0 * y], axis=1).astype(np.int32) + seq.n_pos
+            seq.add_image(
+                embd, grid=(3, 3), causal=arch != "gemma3", pos=where if staged.mrope else None
+            )
+        seq.add_text([302])
+        out = decoder.prefill(seq, all_logits=True)
+        return out["logits"] if decoder is staged else out
+
+    staged.set_plan([core.Cut(3, "none")])
+    for decoder in (staged, plain):
+        expected = logits(decoder, first, second)
+        assert np.array_equal(logits(decoder, first, other)[:11], expected[:11])
+        assert not np.array_equal(logits(decoder, first, other)[11:], expected[11:])
+        sees_back = not np.array_equal(logits(decoder, changed, second)[2:10], expected[2:10])
+        assert sees_back == (arch == "gemma3")
+
+
 @pytest.mark.parametrize("what", ["one more hidden", "one row swapped", "a position too far"])
 def test_the_law_of_pruning_can_fail(make_rig, arch, precision, what):
     """One wrong row of 80, or a shift by one, is far above the tolerance."""
