@@ -8,6 +8,7 @@
 #include "errors.h"
 #include "ggml-cpp.h"
 #include "gguf.h"
+#include "llama_private.h"
 #include "log_capture.h"
 #include "model.h"
 
@@ -43,6 +44,19 @@ void check_magic(const std::string & path) {
     }
 }
 
+// llama.cpp ends the process on a layer count it has no room for
+void check_n_layer(const std::string & path, const gguf_context * gguf, const std::string & arch) {
+    const int64_t key = gguf_find_key(gguf, (arch + ".block_count").c_str());
+    if (key < 0 || gguf_get_kv_type(gguf, key) != GGUF_TYPE_UINT32) {
+        return;
+    }
+    const uint32_t n_layer = gguf_get_val_u32(gguf, key);
+    if (n_layer < 1 || n_layer > LLAMA_MAX_LAYERS) {
+        throw ModelError(path + " says it has " + std::to_string(n_layer) + " layers; expected 1 to " +
+                         std::to_string(LLAMA_MAX_LAYERS) + ". The file is damaged; download it again");
+    }
+}
+
 uint64_t end_of_tensors(const gguf_context * gguf) {
     uint64_t end = gguf_get_data_offset(gguf);
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
@@ -73,7 +87,9 @@ std::string check_gguf(const std::string & path) {
     if (key < 0 || gguf_get_kv_type(gguf.get(), key) != GGUF_TYPE_STRING) {
         throw ModelError(path + " names no general.architecture; it is not a model llama.cpp could run");
     }
-    return gguf_get_val_str(gguf.get(), key);
+    const std::string arch = gguf_get_val_str(gguf.get(), key);
+    check_n_layer(path, gguf.get(), arch);
+    return arch;
 }
 
 }  // namespace atp

@@ -79,6 +79,18 @@ def test_a_tensor_of_another_name(tmp_path, tiny_model):
     refused("tensor 'blk.3.ffn_up.weight' not found", path)
 
 
+@pytest.mark.parametrize("n_layer", [0, 513, 2**32 - 1])
+def test_a_number_of_layers_that_llama_cpp_would_abort_on(tmp_path, tiny_model, n_layer):
+    content = bytearray(tiny_model("llama", n_layer=1).read_bytes())
+    value = content.index(b"llama.block_count") + len(b"llama.block_count") + 4
+    content[value : value + 4] = n_layer.to_bytes(4, "little")
+    path = tmp_path / "layers.gguf"
+    path.write_bytes(content)
+    with pytest.raises(core.ModelError, match=f"says it has {n_layer} layers; expected 1 to 512"):
+        core.check_gguf(str(path))
+    refused("The file is damaged; download it again", path)
+
+
 def in_a_process(code, *arguments, timeout=120):
     """stdout of `code`, run in a process of its own, which must end by itself and well."""
     done = subprocess.run(
