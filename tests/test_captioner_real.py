@@ -9,6 +9,7 @@ import pytest
 
 from atp_cpp import Captioner, SamplingConfig
 from atp_cpp.errors import AtpError, ModelError
+from resident import growth, needs_proc
 
 pytest_plugins = ("fixtures_python",)
 
@@ -167,24 +168,12 @@ def test_real_files_that_do_not_fit(tiny_model, tiny_mmproj, tiny_files):
     assert "projector" in str(caught.value)
 
 
+@needs_proc
 def test_real_open_and_close_leaves_no_memory(tiny_files, pixels):
-    resource = pytest.importorskip("resource")
     model, mmproj = tiny_files
 
     def once():
         with Captioner(model, mmproj=mmproj, n_ctx=512, n_threads=1) as cap:
             cap.caption(pixels, sampling=SamplingConfig(n_predict=2))
 
-    def resident():
-        with open("/proc/self/statm", encoding="ascii") as stream:
-            return int(stream.read().split()[1]) * resource.getpagesize()
-
-    if not __import__("pathlib").Path("/proc/self/statm").exists():
-        pytest.skip("no /proc here")
-    for _ in range(4):
-        once()
-    before = resident()
-    for _ in range(20):
-        once()
-    grown = resident() - before
-    assert grown < 4 * 2**20, f"20 captioners left {grown / 2**20:.1f} MiB behind"
+    assert growth(once, n=20) < 150_000, "bytes left behind by each captioner"

@@ -1,43 +1,14 @@
 """Memory: an engine that is closed, or fails, gives back what it took."""
 
-import gc
-from pathlib import Path
-
 import numpy as np
 import pytest
 
 from atp_cpp import _core as core
+from resident import growth, needs_proc
 
 pytest_plugins = ["fixtures_engine"]
 
-PAGE = 4096
-
-
-def rss():
-    """Resident bytes of this process."""
-    gc.collect()
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
-
-
-def growth(work, n_warm_up=3, n=10):
-    """Bytes that each call leaves behind.
-
-    The least of three runs: a leak shows in each, a heap that finds its size does not.
-    """
-    for _ in range(n_warm_up):
-        work()
-    per_call = []
-    for _ in range(3):
-        before = rss()
-        for _ in range(n):
-            work()
-        per_call.append((rss() - before) / n)
-    return min(per_call)
-
-
-pytestmark = pytest.mark.skipif(
-    not Path("/proc/self/statm").exists(), reason="resident memory is read from /proc"
-)
+pytestmark = needs_proc
 
 
 @pytest.mark.parametrize("arch", ["llama", "gemma3", "qwen3vl"])
