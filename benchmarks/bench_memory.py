@@ -1,6 +1,8 @@
 """Peak resident memory of one caption: this program against llama.cpp's llama-mtmd-cli.
 
 Same model, projector, image and number of tokens; each program runs alone, as its own process.
+llama-mtmd-cli reserves a KV cache for its whole context, ours is as long as the prompt: so it is
+measured with its default context and with one that just holds this prompt.
 Build llama-mtmd-cli from the same llama.cpp source (docs/benchmarks.md says how).
 
     python benchmarks/bench_memory.py --cli llama-mtmd-cli -m M.gguf --mmproj P.gguf --image I.png
@@ -17,6 +19,7 @@ from pathlib import Path
 from provenance import provenance
 
 N_PREDICT = 16
+TIGHT_CONTEXT = 1024  # holds 576 image tokens, the question and the answer
 
 
 def peak_mb(command: list[str]) -> float:
@@ -51,8 +54,10 @@ def main() -> None:
     files = ["-m", args.model, "--mmproj", args.mmproj, "-p", "Describe the image."]
     length = ["-n", str(N_PREDICT), "--temp", "0"]
     ours = [sys.executable, "-m", "atp_cpp", "caption", args.image, *files, *length]
+    theirs = [args.cli, *files, "--image", args.image, *length]
     rows = {
-        "llama-mtmd-cli": peak_mb([args.cli, *files, "--image", args.image, *length]),
+        "llama-mtmd-cli, default context": peak_mb(theirs),
+        f"llama-mtmd-cli -c {TIGHT_CONTEXT}": peak_mb([*theirs, "-c", str(TIGHT_CONTEXT)]),
         "atp-cpp, nothing dropped": peak_mb(ours),
         f"atp-cpp, {args.policy}": peak_mb([*ours, "--policy", args.policy]),
     }
