@@ -1,4 +1,4 @@
-"""Key-value pairs and tensor shapes of a GGUF file, without its weights.
+"""Key-value pairs and tensor shapes of a GGUF file, without its weights; tensors one by one.
 
 Enough to tell a text model from a vision projector before anything is loaded. Format: GGUF versions
 2 and 3, little endian, as ggml's gguf.cpp reads it.
@@ -6,11 +6,15 @@ Enough to tell a text model from a vision projector before anything is loaded. F
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from atp_cpp.errors import ModelError
 
@@ -32,8 +36,24 @@ _SCALARS = {
 }
 _STRING = 8
 _ARRAY = 9
+_ALIGNMENT = 32  # of the tensors, unless general.alignment says another
 _MAX_KEPT = 64  # array elements that are kept; vocabularies are read past
 _MAX_STRING = 1 << 26  # bytes; longer means a damaged file
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where a tensor is.
+
+    Attributes:
+        shape: ne, fastest dimension first.
+        type: ggml's id of the element type; 0 is float32.
+        offset: bytes from the start of the file.
+    """
+
+    shape: tuple[int, ...]
+    type: int
+    offset: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +62,16 @@ class GgufHeader:
 
     Attributes:
         metadata: key -> value; of long arrays the first 64 elements.
-        shapes: tensor name -> ne, fastest dimension first.
+        tensors: tensor name -> where it is.
     """
 
     metadata: dict[str, Value]
-    shapes: dict[str, tuple[int, ...]]
+    tensors: dict[str, TensorInfo]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Tensor name -> ne, fastest dimension first."""
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
 
     @property
     def arch(self) -> str:
@@ -98,15 +123,45 @@ def _read(stream: BinaryIO, name: str) -> GgufHeader:
     for _ in range(n_pairs):
         key = _string(stream)
         metadata[key] = _value(stream, int(_scalar(stream, "I")))
-    shapes: dict[str, tuple[int, ...]] = {}
+    infos: list[tuple[str, TensorInfo]] = []
     for _ in range(n_tensors):
         tensor = _string(stream)
         n_dims = int(_scalar(stream, "I"))
         if n_dims > 8:
             raise EOFError
-        shapes[tensor] = tuple(int(_scalar(stream, "Q")) for _ in range(n_dims))
-        stream.read(12)  # element type and offset
-    return GgufHeader(metadata, shapes)
+        shape = tuple(int(_scalar(stream, "Q")) for _ in range(n_dims))
+        infos.append(
+            (tensor, TensorInfo(shape, int(_scalar(stream, "I")), int(_scalar(stream, "Q"))))
+        )
+    alignment = metadata.get("general.alignment", _ALIGNMENT)
+    if type(alignment) is not int or alignment < 1:
+        raise EOFError
+    start = -(-stream.tell() // alignment) * alignment
+    tensors = {
+        tensor: TensorInfo(info.shape, info.type, start + info.offset) for tensor, info in infos
+    }
+    return GgufHeader(metadata, tensors)
+
+
+def read_tensor(path: str | os.PathLike[str], header: GgufHeader, name: str) -> NDArray[np.float32]:
+    """The values of a float32 tensor, [n] in the file's order.
+
+    Args:
+        path: the file `header` was read from.
+        header: its head.
+        name: of a tensor in it with type 0.
+
+    Raises:
+        ModelError: the file ends before the tensor does.
+    """
+    info = header.tensors[name]
+    n_bytes = 4 * math.prod(info.shape)
+    source = Path(path)
+    if n_bytes > source.stat().st_size - info.offset:
+        raise ModelError(f"{source}: cut short inside tensor {name}; download it again")
+    with source.open("rb") as stream:
+        stream.seek(info.offset)
+        return np.frombuffer(stream.read(n_bytes), dtype="<f4")
 
 
 def _scalar(stream: BinaryIO, form: str) -> int | float | bool:

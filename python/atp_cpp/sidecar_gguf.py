@@ -1,0 +1,94 @@
+"""A sidecar as a GGUF file: the keys of docs/sidecar.md, written with the gguf package."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atp_cpp.errors import ModelError
+from atp_cpp.sidecar_check import VERSION, tensor_shapes
+
+if TYPE_CHECKING:
+    from atp_cpp.sidecar import AtpSidecar
+
+
+def write(sidecar: AtpSidecar, path: Path) -> Path:
+    """Writes a valid sidecar; an existing file is replaced once the new one is complete.
+
+    Raises:
+        ModelError: the gguf package is missing, or the file cannot be written.
+    """
+    gguf = _gguf()
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".part", dir=path.parent)
+        os.close(descriptor)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    part = Path(name)
+    try:
+        writer = gguf.GGUFWriter(part, sidecar.arch)
+        _add_metadata(writer, sidecar)
+        for tensor in tensor_shapes(sidecar.cuts, n_bins=sidecar.n_bins, n_hidden=sidecar.n_hidden):
+            writer.add_tensor(tensor, sidecar.tensors[tensor])
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        part.chmod(0o666 & ~_umask())
+        part.replace(path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def _add_metadata(writer: Any, s: AtpSidecar) -> None:
+    writer.add_type("adapter")
+    writer.add_name(s.name)
+    writer.add_base_model_count(1)
+    writer.add_base_model_name(0, s.base_name)
+    writer.add_string("adapter.type", "atp")
+    gguf = _gguf()
+    key = "adapter.atp.{}".format
+    writer.add_uint32(key("version"), VERSION)
+    writer.add_array(key("cuts"), list(s.cuts))
+    writer.add_uint32(key("base.n_layer"), s.n_layer)
+    writer.add_uint32(key("base.n_embd"), s.n_embd)
+    writer.add_uint32(key("base.n_head"), s.n_head)
+    writer.add_string(key("base.fingerprint"), s.fingerprint)
+    writer.add_array(key("grid"), list(s.grid))
+    for name in ("score_norm", "divisor", "score", "rule", "activation"):
+        writer.add_string(key(name), getattr(s, name))
+    writer.add_array(key("strides"), list(s.strides))
+    writer.add_float32(key("lambda_sample"), s.lambda_sample)
+    writer.add_uint32(key("n_bins"), s.n_bins)
+    writer.add_uint32(key("n_hidden"), s.n_hidden)
+    writer.add_float32(key("training.budget"), s.budget)
+    writer.add_string(key("training.mode"), s.mode)
+    # add_string leaves out a text that is empty
+    writer.add_key_value(key("training.data"), s.data, gguf.GGUFValueType.STRING)
+    writer.add_array(key("training.kept"), list(s.kept))
+
+
+def _gguf() -> Any:
+    try:
+        import gguf
+    except ImportError:
+        raise ModelError(
+            "writing a GGUF file needs the gguf package, which is not installed; "
+            'pip install "atp_cpp[convert]"'
+        ) from None
+    return gguf
+
+
+def _cannot_write(path: Path, error: OSError) -> ModelError:
+    return ModelError(f"{path}: cannot be written: {error.strerror or error}")
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
