@@ -1,0 +1,1 @@
+"""Training of ATP modules: needs torch and transformers (the ``train`` extra)."""
