@@ -99,7 +99,8 @@ void Decoder::set_plan(const Plan & plan) {
 void Decoder::check_score_layers(const Plan & plan, const Stages & stages) {
     for (const Cut & cut : plan) {
         for (const auto & stage : stages) {
-            if (cut.policy.needs_score && stage->range().il_last == cut.after && stage->score_layer() < 0) {
+            if (cut.policy.needs != ScoreKind::none && stage->range().il_last == cut.after &&
+                stage->score_layer() < 0) {
                 throw PlanError("policy " + cut.policy.name + " after " + std::to_string(cut.after) +
                                 " layers: layers " + std::to_string(stage->range().il_first) + " to " +
                                 std::to_string(cut.after - 1) +
@@ -183,7 +184,7 @@ PrefillResult Decoder::run(const Sequence & seq, const PrefillOptions & options,
         n_ubatch = span.causal ? n_ubatch : std::max(n_ubatch, span.n_tokens);  // such an image is one ubatch
     }
     for (const auto & stage : stages_) {
-        const bool scored = cut != plan_.end() && cut->policy.needs_score && seq.n_image_tokens() > 0;
+        const bool scored = cut != plan_.end() && cut->policy.needs == ScoreKind::last_row && seq.n_image_tokens() > 0;
         if (alone || stage->cache().bytes() == 0) {
             const int32_t n_cells =
                 alone ? static_cast<int32_t>(live.size()) + options.n_predict : model_.params().n_ctx;
@@ -224,14 +225,14 @@ KeepList Decoder::choose(const Cut & cut, const Sequence & seq, const std::vecto
         in.image.push_back(row.image);
         in.y.push_back(span.y(row.index));
         in.x.push_back(span.x(row.index));
-        if (cut.policy.needs_score) {
+        if (cut.policy.needs == ScoreKind::last_row) {
             in.score.push_back(row_scores[i]);
         }
     }
     if (in.index.empty()) {
         return {};
     }
-    KeepList kept = cut.policy.fn(in);
+    KeepList kept = cut.policy.fn(in).kept;
     check_keep_list(in, kept, cut.policy.name);
     // the last row of the prompt predicts the first token and gives the scores: it stays, even as part of an image
     const Row & last = seq.rows.back();

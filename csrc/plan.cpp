@@ -34,7 +34,7 @@ void check_plan(const Plan & plan, int32_t n_layer, const std::vector<int32_t> &
             throw PlanError(where + ": keep must be above 0 and at most 1, got " + std::to_string(cut.keep));
         }
         if (cut.after == 0) {
-            if (cut.policy.needs_score) {
+            if (cut.policy.needs != ScoreKind::none) {
                 throw PlanError(where +
                                 ": this policy needs attention scores, and none exist before the first layer; " +
                                 "cut after at least 1 layer");

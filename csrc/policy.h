@@ -6,9 +6,13 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
+#include "atp_head.h"
+#include "score_kind.h"
 #include "sequence.h"
 
 namespace atp {
@@ -18,19 +22,40 @@ struct PolicyInput {
     std::vector<int32_t> index;  // image-token index
     std::vector<int32_t> image;  // image it belongs to
     std::vector<int32_t> y, x;   // cell on that image's patch grid
-    std::vector<float> score;    // empty when the policy needs no score
     std::vector<ImageSpan> images;
     double keep = 1.0;  // fraction of each image's original tokens
     uint64_t seed = 0;
+
+    std::vector<float> score;  // ScoreKind::last_row: attention from the prompt's last row, mean over heads
+
+    // ScoreKind::atp, mean over heads: attention from all live image rows, summed; from the question's rows, their
+    // mean; and how many live image rows see the token, itself included
+    std::vector<double> self_sum, cross;
+    std::vector<int32_t> n_visible;
+
+    int32_t after = 0;    // layers run so far,
+    int32_t n_layer = 0;  // of so many
+    double spent = 0.0;   // image tokens computed so far, summed over those layers
 };
 
 // a keep list: image-token indices, ascending
 using KeepList = std::vector<int32_t>;
-using PolicyFn = std::function<KeepList(const PolicyInput &)>;
+
+// what a policy decided; most have no more to say than the keep list
+struct Choice {
+    KeepList kept;
+    std::optional<AtpThresholds> thresholds;  // where some were learned
+    KeepList spatial;                         // those of `kept` that the spatial rule alone let through
+
+    Choice() = default;
+    Choice(KeepList list) : kept(std::move(list)) {}  // NOLINT: a keep list is a choice
+};
+
+using PolicyFn = std::function<Choice(const PolicyInput &)>;
 
 struct Policy {
     std::string name;
-    bool needs_score = false;
+    ScoreKind needs = ScoreKind::none;
     PolicyFn fn;
 };
 

@@ -95,7 +95,7 @@ def test_a_callable_sees_the_same_scores(make_rig):
         seen.append(tokens)
         return tokens["index"]
 
-    plan = [core.Cut(1, "grid", 0.5), core.Cut(3, watch, 0.25, 9, needs_score=True)]
+    plan = [core.Cut(1, "grid", 0.5), core.Cut(3, watch, 0.25, 9, needs="last_row")]
     staged.set_plan(plan)
     out = staged.prefill(seq)
     (tokens,) = seen

@@ -7,7 +7,10 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <utility>
+#include <vector>
 
+#include "atp_policy.h"
 #include "errors.h"
 #include "interrupt.h"
 #include "plan.h"
@@ -18,6 +21,7 @@ namespace py = pybind11;
 
 void register_errors(py::module_ & m);
 void register_policy(py::module_ & m);
+void register_atp_head(py::module_ & m);
 void register_sequence(py::module_ & m);
 void register_decoder(py::module_ & m);
 void register_reference(py::module_ & m);
@@ -69,6 +73,13 @@ auto without_gil(Work work) {
         throw;
     }
 }
+
+// what a policy sees when the image tokens `live` (ascending) are alive on patch grids of these rows and columns
+PolicyInput live_tokens(const std::vector<int32_t> & live, const std::vector<std::pair<int32_t, int32_t>> & grids,
+                        bool causal);
+
+// None: no budget. A float is a fraction of the image tokens, an int their count; throws PlanError for others
+std::optional<AtpBudget> to_budget(const py::object & budget);
 
 // [rows][cols] float32, copied
 py::array_t<float> matrix(const std::vector<float> & values, size_t cols);

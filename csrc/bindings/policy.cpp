@@ -26,13 +26,24 @@ py::dict to_dict(const PolicyInput & in) {
     return d;
 }
 
-Policy from_callable(const py::function & fn, bool needs_score) {
+ScoreKind score_kind(const std::string & name) {
+    const std::pair<const char *, ScoreKind> kinds[] = {
+        {"none", ScoreKind::none}, {"last_row", ScoreKind::last_row}, {"atp", ScoreKind::atp}};
+    for (const auto & [known, kind] : kinds) {
+        if (name == known) {
+            return kind;
+        }
+    }
+    throw PlanError("needs must be none, last_row or atp, got '" + name + "'");
+}
+
+Policy from_callable(const py::function & fn, ScoreKind needs) {
     // held by a shared pointer whose deleter takes the GIL: the engine may drop it without
     const std::shared_ptr<py::function> held(new py::function(fn), [](py::function * f) {
         const py::gil_scoped_acquire gil;
         delete f;
     });
-    return {"callable", needs_score, [held](const PolicyInput & in) {
+    return {"callable", needs, [held](const PolicyInput & in) -> Choice {
                 const py::gil_scoped_acquire gil;
                 const py::object kept = (*held)(to_dict(in));
                 try {
@@ -44,28 +55,42 @@ Policy from_callable(const py::function & fn, bool needs_score) {
             }};
 }
 
-Cut make_cut(int32_t after, const py::object & policy, double keep, uint64_t seed, bool needs_score) {
+Cut make_cut(int32_t after, const py::object & policy, double keep, uint64_t seed, const std::string & needs) {
     if (py::isinstance<py::str>(policy)) {
         return {after, find_policy(policy.cast<std::string>()), keep, seed};
     }
     if (PyCallable_Check(policy.ptr())) {
-        return {after, from_callable(policy.cast<py::function>(), needs_score), keep, seed};
+        return {after, from_callable(policy.cast<py::function>(), score_kind(needs)), keep, seed};
     }
     throw PlanError("policy must be a name or a callable, got " + py::repr(policy).cast<std::string>());
 }
 
 KeepList run_policy(const std::string & name, const std::vector<float> & score, const std::vector<int32_t> & live,
                     const std::vector<std::pair<int32_t, int32_t>> & grids, double keep, uint64_t seed) {
-    PolicyInput in;
+    PolicyInput in = live_tokens(live, grids, true);
     in.keep = keep;
     in.seed = seed;
     in.score = score;
+    const Policy & policy = find_policy(name);
+    if (policy.needs == ScoreKind::last_row && score.size() != in.index.size()) {
+        throw PlanError("policy " + name + " needs " + std::to_string(in.index.size()) + " scores, got " +
+                        std::to_string(score.size()));
+    }
+    return policy.fn(in).kept;
+}
+
+}  // namespace
+
+PolicyInput live_tokens(const std::vector<int32_t> & live, const std::vector<std::pair<int32_t, int32_t>> & grids,
+                        bool causal) {
+    PolicyInput in;
     for (const auto & [rows, cols] : grids) {
         ImageSpan span;
         span.first = in.images.empty() ? 0 : in.images.back().first + in.images.back().n_tokens;
         span.n_tokens = rows * cols;
         span.grid_rows = rows;
         span.grid_cols = cols;
+        span.causal = causal;
         in.images.push_back(span);
     }
     for (const int32_t index : live) {
@@ -79,23 +104,18 @@ KeepList run_policy(const std::string & name, const std::vector<float> & score, 
             }
         }
     }
-    const Policy & policy = find_policy(name);
-    if (policy.needs_score && score.size() != in.index.size()) {
-        throw PlanError("policy " + name + " needs " + std::to_string(in.index.size()) + " scores, got " +
-                        std::to_string(score.size()));
-    }
-    return policy.fn(in);
+    return in;
 }
-
-}  // namespace
 
 void register_policy(py::module_ & m) {
     py::class_<Cut>(m, "Cut", "A border between two stages, and the policy that decides what survives it.")
-        .def(py::init(&make_cut), py::arg("after"), py::arg("policy"), py::arg("keep") = 1.0, py::arg("seed") = 0,
-             py::kw_only(), py::arg("needs_score") = false,
-             "after: layers run before the cut (0: before the first layer). policy: a name, or a callable that takes a "
-             "dict of arrays over the live image tokens (index, image, y, x, score) and returns the indices to keep, "
-             "ascending. keep: fraction of each image's original tokens. needs_score: for callables.")
+        .def(
+            py::init(&make_cut), py::arg("after"), py::arg("policy"), py::arg("keep") = 1.0, py::arg("seed") = 0,
+            py::kw_only(), py::arg("needs") = "none",
+            "after: layers run before the cut (0: before the first layer). policy: a name, or a callable that takes a "
+            "dict of arrays over the live image tokens (index, image, y, x, score) and returns the indices to keep, "
+            "ascending. keep: fraction of each image's original tokens. needs, for callables: 'none', 'last_row' (then "
+            "score is the attention of the prompt's last row).")
         .def_readonly("after", &Cut::after)
         .def_readonly("keep", &Cut::keep)
         .def_readonly("seed", &Cut::seed)

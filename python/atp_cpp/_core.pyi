@@ -34,7 +34,7 @@ class Cut:
         keep: float = 1.0,
         seed: int = 0,
         *,
-        needs_score: bool = False,
+        needs: str = "none",
     ) -> None: ...
     @property
     def after(self) -> int: ...
@@ -44,6 +44,39 @@ class Cut:
     def keep(self) -> float: ...
     @property
     def seed(self) -> int: ...
+
+class AtpWeights:
+    def __init__(self, fields: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> None: ...
+    def run(
+        self,
+        module: int,
+        *,
+        self_sum: collections.abc.Sequence[float],
+        cross: collections.abc.Sequence[float],
+        live: collections.abc.Sequence[int],
+        grids: collections.abc.Sequence[tuple[int, int]],
+        causal: bool = True,
+        spent: float = 0.0,
+        budget: float | int | None = None,
+    ) -> dict[str, Any]: ...
+    def plan(
+        self,
+        *,
+        n_layer: int,
+        legal_cuts: collections.abc.Sequence[int],
+        budget: float | int | None = None,
+    ) -> list[Cut]: ...
+
+def atp_normalise(score: collections.abc.Sequence[float], norm: str) -> list[float]: ...
+def atp_features(score: collections.abc.Sequence[float], n_bins: int) -> list[float]: ...
+def atp_spatial_score(
+    y: int,
+    x: int,
+    *,
+    grid: tuple[int, int],
+    strides: collections.abc.Sequence[int],
+    lambda_sample: float = 3.0,
+) -> float: ...
 
 class ModelInfo:
     @property
