@@ -14,7 +14,7 @@ N_CASES = 400
 
 
 def weights_of(sidecar):
-    return core.AtpWeights(sidecar.metadata(), sidecar.tensors)
+    return core.atp_weights(sidecar.metadata(), sidecar.tensors)
 
 
 def random_case(seed):
@@ -73,7 +73,7 @@ def feasible_budget(sidecar, module, arguments, rng):
 
 def same_choice(sidecar, module, arguments):
     """C++ and twin decide alike; returns what they decided."""
-    measured = weights_of(sidecar).run(module, **arguments)
+    measured = core.atp_run(weights_of(sidecar), module, **arguments)
     expected = atp_twin.choose(sidecar, module, **arguments)
     assert measured["kept"] == expected["kept"]
     assert measured["spatial"] == expected["spatial"]
@@ -162,7 +162,7 @@ def plain_case(n=8, **arguments):
 
 def test_a_threshold_of_one_half_keeps_what_is_above_the_average():
     case = plain_case()
-    out = weights_of(flat_sidecar(rule="redundant", score="cross")).run(0, **case)
+    out = core.atp_run(weights_of(flat_sidecar(rule="redundant", score="cross")), 0, **case)
     cross = np.array(case["cross"])
     assert out["kept"] == np.flatnonzero(cross > cross.mean()).tolist()
     assert out["thresholds"] == (0.5, 0.5, 0.0)
@@ -173,7 +173,7 @@ def test_a_spatial_threshold_picks_a_sampling_rate():
     for theta, stride in ((0.7, 4), (0.5, 3), (0.1, 2)):
         logit = math.log(theta / (1 - theta))
         sidecar = flat_sidecar(theta_s=logit, rule="spatial", strides=(2, 3, 4))
-        out = weights_of(sidecar).run(0, **plain_case(24))
+        out = core.atp_run(weights_of(sidecar), 0, **plain_case(24))
         scores = [core.atp_spatial_score(*divmod(i, 24), grid=(24, 24), strides=(2, 3, 4))
                   for i in range(576)]  # fmt: skip
         assert out["kept"] == [i for i in range(576) if scores[i] >= 1 - 3 / stride**2]
@@ -183,12 +183,12 @@ def test_a_spatial_threshold_picks_a_sampling_rate():
 def test_the_union_is_both_rules():
     case = plain_case()
     kept = {
-        rule: set(weights_of(flat_sidecar(rule=rule)).run(0, **case)["kept"])
+        rule: set(core.atp_run(weights_of(flat_sidecar(rule=rule)), 0, **case)["kept"])
         for rule in ("union", "redundant", "spatial")
     }
     assert kept["union"] == kept["redundant"] | kept["spatial"]
     assert kept["spatial"] - kept["redundant"] and kept["redundant"] - kept["spatial"]
-    tinted = weights_of(flat_sidecar()).run(0, **case)["spatial"]
+    tinted = core.atp_run(weights_of(flat_sidecar()), 0, **case)["spatial"]
     assert set(tinted) == kept["spatial"] - kept["redundant"], "what the grid alone let through"
 
 
@@ -209,7 +209,7 @@ def test_the_guard_keeps_the_best_token_of_each_image():
 
 def test_thresholds_that_let_all_through_keep_all():
     case = plain_case()
-    out = weights_of(flat_sidecar(theta_r=KEEP_ALL)).run(0, **case)
+    out = core.atp_run(weights_of(flat_sidecar(theta_r=KEEP_ALL)), 0, **case)
     assert out["kept"] == case["live"]
 
 
@@ -231,10 +231,10 @@ class Prompt:
         for module, after in enumerate(self.sidecar.cuts):
             spent, done, before = spent + (after - done) * len(live), after, len(live)
             scores = rng.exponential(1.0, (2, self.n_tokens))[:, live]
-            live = weights.run(
-                module, self_sum=scores[0].tolist(), cross=scores[1].tolist(), live=live,
-                grids=self.grids, spent=spent, budget=budget,
-            )["kept"]  # fmt: skip
+            arguments = {"self_sum": scores[0].tolist(), "cross": scores[1].tolist(), "live": live}
+            live = core.atp_run(
+                weights, module, **arguments, grids=self.grids, spent=spent, budget=budget
+            )["kept"]
         spent += (self.sidecar.n_layer - done) * len(live)
         return spent / self.sidecar.n_layer, before == len(live)
 
@@ -289,7 +289,7 @@ def test_more_budget_keeps_what_less_did():
         kept, offset, sizes = set(), -math.inf, set()
         n_tokens = sum(r * c for r, c in arguments["grids"])
         for budget in range(len(arguments["grids"]), n_tokens + 2):
-            out = weights.run(module, **arguments, spent=spent, budget=budget)
+            out = core.atp_run(weights, module, **arguments, spent=spent, budget=budget)
             assert kept <= set(out["kept"]) and offset <= out["thresholds"][2]
             kept, offset = set(out["kept"]), out["thresholds"][2]
             sizes.add(len(kept))
@@ -302,10 +302,10 @@ def test_an_impossible_budget_is_refused_with_the_least_possible():
     arguments = plain_case(grids=[(8, 8)])
     for budget in (16, 0.25):
         with pytest.raises(core.PlanError) as caught:
-            weights_of(sidecar).run(0, **arguments, spent=128.0, budget=budget)
+            core.atp_run(weights_of(sidecar), 0, **arguments, spent=128.0, budget=budget)
         assert "the least possible is a mean of 16.75 (0.2617)" in str(caught.value)
         assert "cannot be met: the first 2 of 8 layers see them all" in str(caught.value)
-    kept = weights_of(sidecar).run(0, **arguments, spent=128.0, budget=17)["kept"]
+    kept = core.atp_run(weights_of(sidecar), 0, **arguments, spent=128.0, budget=17)["kept"]
     assert len(kept) == 1
 
 
@@ -313,17 +313,17 @@ def test_an_impossible_budget_is_refused_with_the_least_possible():
 def test_budgets_that_are_none(budget):
     weights = weights_of(random_sidecar())
     with pytest.raises(core.PlanError, match="a fraction above 0 and at most 1, or a count"):
-        weights.plan(n_layer=8, legal_cuts=range(1, 8), budget=budget)
+        core.atp_plan(weights, n_layer=8, legal_cuts=range(1, 8), budget=budget)
     for nothing in ("half", True, [0.5]):
         with pytest.raises(core.PlanError, match=r"a float .* or an int"):
-            weights.plan(n_layer=8, legal_cuts=range(1, 8), budget=nothing)
+            core.atp_plan(weights, n_layer=8, legal_cuts=range(1, 8), budget=nothing)
 
 
 def test_the_plan_of_a_sidecar():
     weights = weights_of(random_sidecar(cuts=(2, 5)))
-    cuts = weights.plan(n_layer=8, legal_cuts=range(1, 8))
+    cuts = core.atp_plan(weights, n_layer=8, legal_cuts=range(1, 8))
     assert [(cut.after, cut.policy, cut.keep) for cut in cuts] == [(2, "atp", 1.0), (5, "atp", 1.0)]
     with pytest.raises(core.PlanError, match="trained to cut after 5 of 8 layers, where this mod"):
-        weights.plan(n_layer=8, legal_cuts=[1, 2, 3])
+        core.atp_plan(weights, n_layer=8, legal_cuts=[1, 2, 3])
     with pytest.raises(core.PlanError, match="cuts first after 2 of 8 layers, which alone cost"):
-        weights.plan(n_layer=8, legal_cuts=range(1, 8), budget=0.25)
+        core.atp_plan(weights, n_layer=8, legal_cuts=range(1, 8), budget=0.25)

@@ -32,27 +32,27 @@ Enum one_of(const py::dict & fields, const char * key, const std::vector<std::st
 }
 
 // from AtpSidecar.metadata() and AtpSidecar.tensors
-std::shared_ptr<AtpWeights> from_fields(const py::dict & fields, const py::dict & tensors) {
-    auto w = std::make_shared<AtpWeights>();
-    w->path = w->name = fields["name"].cast<std::string>();
-    w->n_layer = fields["n_layer"].cast<int32_t>();
-    w->score_norm = one_of<AtpWeights::ScoreNorm>(fields, "score_norm", {"none", "relative", "minmax"});
-    w->divisor = one_of<AtpWeights::Divisor>(fields, "divisor", {"rows_visible", "rows_all"});
-    w->score = one_of<AtpWeights::Score>(fields, "score", {"avg", "self", "cross"});
-    w->rule = one_of<AtpWeights::Rule>(fields, "rule", {"union", "redundant", "spatial"});
-    w->activation = one_of<AtpWeights::Activation>(fields, "activation", {"identity", "relu", "silu"});
-    w->strides = fields["strides"].cast<std::vector<int32_t>>();
-    w->lambda_sample = fields["lambda_sample"].cast<double>();
-    w->n_bins = fields["n_bins"].cast<int32_t>();
-    w->n_hidden = fields["n_hidden"].cast<int32_t>();
-    w->kept = fields["kept"].cast<std::vector<double>>();
-    const size_t h = w->n_hidden;
+AtpWeights from_fields(const py::dict & fields, const py::dict & tensors) {
+    AtpWeights w;
+    w.path = w.name = fields["name"].cast<std::string>();
+    w.n_layer = fields["n_layer"].cast<int32_t>();
+    w.score_norm = one_of<AtpWeights::ScoreNorm>(fields, "score_norm", {"none", "relative", "minmax"});
+    w.divisor = one_of<AtpWeights::Divisor>(fields, "divisor", {"rows_visible", "rows_all"});
+    w.score = one_of<AtpWeights::Score>(fields, "score", {"avg", "self", "cross"});
+    w.rule = one_of<AtpWeights::Rule>(fields, "rule", {"union", "redundant", "spatial"});
+    w.activation = one_of<AtpWeights::Activation>(fields, "activation", {"identity", "relu", "silu"});
+    w.strides = fields["strides"].cast<std::vector<int32_t>>();
+    w.lambda_sample = fields["lambda_sample"].cast<double>();
+    w.n_bins = fields["n_bins"].cast<int32_t>();
+    w.n_hidden = fields["n_hidden"].cast<int32_t>();
+    w.kept = fields["kept"].cast<std::vector<double>>();
+    const size_t h = w.n_hidden;
     for (const int32_t after : fields["cuts"].cast<std::vector<int32_t>>()) {
         const std::string blk = "blk." + std::to_string(after - 1) + ".atp_";
-        w->modules.push_back({after, floats(tensors, blk + "proj.weight", 2 * h * w->n_bins),
-                              floats(tensors, blk + "proj.bias", h), floats(tensors, blk + "theta_r.weight", h),
-                              floats(tensors, blk + "theta_s.weight", h), floats(tensors, blk + "theta_r.bias", 1)[0],
-                              floats(tensors, blk + "theta_s.bias", 1)[0]});
+        w.modules.push_back({after, floats(tensors, blk + "proj.weight", 2 * h * w.n_bins),
+                             floats(tensors, blk + "proj.bias", h), floats(tensors, blk + "theta_r.weight", h),
+                             floats(tensors, blk + "theta_s.weight", h), floats(tensors, blk + "theta_r.bias", 1)[0],
+                             floats(tensors, blk + "theta_s.bias", 1)[0]});
     }
     return w;
 }
@@ -98,21 +98,23 @@ std::optional<AtpBudget> to_budget(const py::object & budget) {
 }
 
 void register_atp_head(py::module_ & m) {
-    py::class_<AtpWeights, std::shared_ptr<AtpWeights>>(m, "AtpWeights", "The trained modules of one model.")
-        .def(py::init(&from_fields), py::arg("fields"), py::arg("tensors"),
-             "From AtpSidecar.metadata() and AtpSidecar.tensors, unchecked: for tests of the mathematics.")
-        .def("run", &run_module, py::arg("module"), py::kw_only(), py::arg("self_sum"), py::arg("cross"),
-             py::arg("live"), py::arg("grids"), py::arg("causal") = true, py::arg("spent") = 0.0,
-             py::arg("budget") = py::none(),
-             "What module number `module` keeps of the image tokens `live`, from the attention they receive: self_sum "
-             "from the image rows (sum), cross from the question's rows (mean). spent: image tokens times layers so "
-             "far. budget: float (fraction) or int (tokens), mean over layers. dict: kept, spatial, thresholds.")
-        .def(
-            "plan",
-            [](const std::shared_ptr<AtpWeights> & w, int32_t n_layer, const std::vector<int32_t> & legal_cuts,
-               const py::object & budget) { return atp_plan(w, to_budget(budget), n_layer, legal_cuts); },
-            py::kw_only(), py::arg("n_layer"), py::arg("legal_cuts"), py::arg("budget") = py::none(),
-            "The cuts of policy atp for a model of that depth.");
+    py::class_<AtpWeights>(m, "AtpWeights", "The trained modules of one model.");
+    m.def("atp_weights", &from_fields, py::arg("fields"), py::arg("tensors"),
+          "From AtpSidecar.metadata() and AtpSidecar.tensors, unchecked: for tests of the mathematics.");
+    m.def("atp_run", &run_module, py::arg("weights"), py::arg("module"), py::kw_only(), py::arg("self_sum"),
+          py::arg("cross"), py::arg("live"), py::arg("grids"), py::arg("causal") = true, py::arg("spent") = 0.0,
+          py::arg("budget") = py::none(),
+          "What module number `module` keeps of the image tokens `live`, from the attention they receive: self_sum "
+          "from the image rows (sum), cross from the question's rows (mean). spent: image tokens times layers so "
+          "far. budget: float (fraction) or int (tokens), mean over layers. dict: kept, spatial, thresholds.");
+    m.def(
+        "atp_plan",
+        [](const AtpWeights & weights, int32_t n_layer, const std::vector<int32_t> & legal_cuts,
+           const py::object & budget) {
+            return atp_plan(std::make_shared<const AtpWeights>(weights), to_budget(budget), n_layer, legal_cuts);
+        },
+        py::arg("weights"), py::kw_only(), py::arg("n_layer"), py::arg("legal_cuts"), py::arg("budget") = py::none(),
+        "The cuts of policy atp for a model of that depth.");
     m.def(
         "atp_normalise",
         [](const std::vector<double> & score, const std::string & norm) {

@@ -45,28 +45,28 @@ class Cut:
     @property
     def seed(self) -> int: ...
 
-class AtpWeights:
-    def __init__(self, fields: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> None: ...
-    def run(
-        self,
-        module: int,
-        *,
-        self_sum: collections.abc.Sequence[float],
-        cross: collections.abc.Sequence[float],
-        live: collections.abc.Sequence[int],
-        grids: collections.abc.Sequence[tuple[int, int]],
-        causal: bool = True,
-        spent: float = 0.0,
-        budget: float | int | None = None,
-    ) -> dict[str, Any]: ...
-    def plan(
-        self,
-        *,
-        n_layer: int,
-        legal_cuts: collections.abc.Sequence[int],
-        budget: float | int | None = None,
-    ) -> list[Cut]: ...
+class AtpWeights: ...
 
+def atp_weights(fields: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> AtpWeights: ...
+def atp_run(
+    weights: AtpWeights,
+    module: int,
+    *,
+    self_sum: collections.abc.Sequence[float],
+    cross: collections.abc.Sequence[float],
+    live: collections.abc.Sequence[int],
+    grids: collections.abc.Sequence[tuple[int, int]],
+    causal: bool = True,
+    spent: float = 0.0,
+    budget: float | int | None = None,
+) -> dict[str, Any]: ...
+def atp_plan(
+    weights: AtpWeights,
+    *,
+    n_layer: int,
+    legal_cuts: collections.abc.Sequence[int],
+    budget: float | int | None = None,
+) -> list[Cut]: ...
 def atp_normalise(score: collections.abc.Sequence[float], norm: str) -> list[float]: ...
 def atp_features(score: collections.abc.Sequence[float], n_bins: int) -> list[float]: ...
 def atp_spatial_score(
