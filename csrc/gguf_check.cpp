@@ -1,4 +1,5 @@
-// Is this file a whole GGUF? Looked at with ggml's own reader before llama.cpp gets it.
+#include "gguf_check.h"
+
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -10,19 +11,16 @@
 #include "gguf.h"
 #include "llama_private.h"
 #include "log_capture.h"
-#include "model.h"
 
 namespace atp {
 
 namespace fs = std::filesystem;
 
-namespace {
-
-void check_magic(const std::string & path) {
+void check_gguf_start(const std::string & path, const char * what) {
     std::error_code ec;
     const fs::file_status status = fs::status(fs::u8path(path), ec);
     if (!fs::exists(status)) {
-        throw ModelError("no such file: " + path + " (expected a GGUF model)");
+        throw ModelError("no such file: " + path + " (expected a GGUF " + what + ")");
     }
     if (fs::is_directory(status)) {
         throw ModelError(path + " is a folder; expected a GGUF file. Convert a Hugging Face checkpoint to GGUF first");
@@ -43,6 +41,8 @@ void check_magic(const std::string & path) {
         throw ModelError(path + " is not a GGUF file: it starts with other bytes than 'GGUF'");
     }
 }
+
+namespace {
 
 // llama.cpp ends the process on a layer count it has no room for
 void check_n_layer(const std::string & path, const gguf_context * gguf, const std::string & arch) {
@@ -70,7 +70,7 @@ uint64_t end_of_tensors(const gguf_context * gguf) {
 
 std::string check_gguf(const std::string & path) {
     log_capture::install();
-    check_magic(path);
+    check_gguf_start(path, "model");
     log_capture::clear();
     const gguf_init_params params = {/*.no_alloc =*/true, /*.ctx =*/nullptr};
     const gguf_context_ptr gguf(gguf_init_from_file(path.c_str(), params));

@@ -1,7 +1,8 @@
 // The ONLY file that includes private llama.cpp headers. Pinned to llama.cpp 0c1e57098 (llama-cpp-python 0.3.36).
 //
 // What the engine relies on, to be checked at every bump of the pin:
-//   llama_model       build_graph(llm_graph_params), create_memory, dev_layer, devices, hparams, arch, prec_policy
+//   llama_model       build_graph(llm_graph_params), create_memory, dev_layer, devices, hparams, arch, prec_policy,
+//                     get_tensor
 //   llama_context     get_cparams, graph_max_nodes (a short-lived donor context gives both)
 //   llm_graph_params  filled member by member in graph_cut.cpp, never by aggregate initialisation
 //   llm_graph_result  set_inputs, can_reuse, get_fused_nodes, get_ctx, inputs, t_logits

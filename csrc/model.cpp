@@ -5,6 +5,7 @@
 #include <typeinfo>
 
 #include "errors.h"
+#include "gguf_check.h"
 #include "llama_private.h"
 #include "log_capture.h"
 
@@ -252,6 +253,9 @@ int32_t Model::n_embd() const {
 }
 int32_t Model::n_embd_inp() const {
     return llama_model_n_embd_inp(handles_->model.get());
+}
+int32_t Model::n_head() const {
+    return llama_model_n_head(handles_->model.get());
 }
 int32_t Model::n_vocab() const {
     return llama_vocab_n_tokens(vocab());

@@ -51,6 +51,7 @@ class Model {
     int32_t n_layer() const;
     int32_t n_embd() const;
     int32_t n_embd_inp() const;
+    int32_t n_head() const;  // of the first layer, where layers differ
     int32_t n_vocab() const;
     int32_t n_pos_per_embd() const;
 
@@ -99,9 +100,5 @@ class ContextLength {
     const Model & model_;
     int32_t before_;
 };
-
-// the general.architecture of a GGUF, after checking that the file exists, is a GGUF and is not cut short.
-// Throws ModelError naming what the file is instead
-std::string check_gguf(const std::string & path);
 
 }  // namespace atp

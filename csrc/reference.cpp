@@ -10,6 +10,7 @@
 #include "errors.h"
 #include "liveness.h"
 #include "llama_private.h"
+#include "log_capture.h"
 #include "model.h"
 
 namespace atp {
@@ -243,6 +244,14 @@ std::vector<float> Reference::decode(int32_t token, int32_t pos) {
     std::vector<float> logits;
     run(one, {0, 1, false, true}, true, logits);
     return logits;
+}
+
+void Reference::load_lora(const std::string & path) const {
+    log_capture::clear();
+    const llama_adapter_lora_ptr adapter(llama_adapter_lora_init(model_.llama(), path.c_str()));
+    if (!adapter) {
+        throw ModelError("llama.cpp cannot load " + path + " as a LoRA adapter: " + log_capture::last_error());
+    }
 }
 
 }  // namespace atp

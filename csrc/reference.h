@@ -2,7 +2,7 @@
 //
 // It can hide rows from a layer on (what pruning must equal: the pruned row may be computed, but nobody sees it) and
 // capture tensors by llama.cpp's names. Both work through llama.cpp's own evaluation callback.
-// Throws StageError, ImageError.
+// Throws StageError, ImageError, ModelError.
 #pragma once
 
 #include <cstdint>
@@ -39,6 +39,9 @@ class Reference {
     // both forget what was decoded before; logits [n_outputs][n_vocab]
     std::vector<float> prefill(const Sequence & seq, bool all_logits);
     std::vector<float> decode(int32_t token, int32_t pos);
+
+    // gives the file to llama.cpp's own LoRA loader and forgets what it made of it; ModelError with its reason
+    void load_lora(const std::string & path) const;
 
     void clear();
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "errors.h"
+#include "gguf_check.h"
 #include "log_capture.h"
 #include "model.h"
 #include "mtmd-helper.h"

@@ -1,6 +1,7 @@
 """Files and settings that cannot work: right class, one line, cause and remedy, and no abort."""
 
 import os
+import struct
 import subprocess
 import sys
 import textwrap
@@ -157,6 +158,14 @@ SCRIBBLE = """
             n_refused += 1
     print(n_refused)
 """
+
+
+def test_bytes_that_are_no_text_can_be_shown(tmp_path):
+    path = tmp_path / "key.gguf"
+    content = b"GGUF" + struct.pack("<IQQQ", 3, 0, 1, 3) + b"a\xff\n" + struct.pack("<I", 99)
+    path.write_bytes(content)
+    with pytest.raises(core.ModelError, match=r"key 'a\\xff; ' has invalid GGUF type 99"):
+        core.check_gguf(str(path))
 
 
 def test_headers_with_wrong_bytes(tmp_path, tiny_model):

@@ -6,6 +6,7 @@
 
 #include "bindings.h"
 #include "errors.h"
+#include "gguf_check.h"
 
 namespace atp::python {
 

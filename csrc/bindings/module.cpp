@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, m) {
     atp_py::register_decoder(m);
     atp_py::register_reference(m);
     atp_py::register_engine(m);
+    atp_py::register_sidecar(m);
 #ifdef GGML_USE_RPC
     atp_py::register_rpc_device(m);
 #endif

@@ -72,6 +72,13 @@ void register_reference(py::module_ & m) {
                 return matrix(logits, d.model.n_vocab());
             },
             py::arg("token"), py::arg("pos"))
+        .def(
+            "load_lora",
+            [](PlainDecoder & d, const std::string & path) {
+                const OneCall call(d.busy);
+                d.reference.load_lora(path);
+            },
+            py::arg("path"), "Gives the file to llama.cpp's own LoRA loader; ModelError with what it says.")
         .def("clear", [](PlainDecoder & d) {
             const OneCall call(d.busy);
             d.reference.clear();

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from atp_cpp._core import load_sidecar
 from atp_cpp.errors import ModelError
 from atp_cpp.fingerprint import fingerprint_from_arrays, fingerprint_from_gguf
 from atp_cpp.sidecar_check import VERSION, check_sidecar, is_number, tensor_shapes
@@ -176,6 +177,31 @@ class AtpSidecar:
         sidecar.validate(str(source))
         return sidecar
 
+    @staticmethod
+    def read_gguf(path: str | os.PathLike[str]) -> AtpSidecar:
+        """Reads a GGUF file as the engine does.
+
+        Raises:
+            ModelError: not a sidecar, damaged, or against a rule of docs/sidecar.md.
+        """
+        weights = load_sidecar(os.fspath(path))
+        values = {
+            f.name: getattr(weights, f.name)
+            for f in fields(AtpSidecar)
+            if f.name not in ("cuts", "tensors")
+        }
+        tensors: dict[str, Floats] = {}
+        for module in weights.modules:
+            prefix = f"blk.{module.after - 1}.atp_"
+            tensors[prefix + "proj.weight"] = module.proj_w
+            tensors[prefix + "proj.bias"] = module.proj_b
+            for theta in ("theta_r", "theta_s"):
+                weight, bias = getattr(module, theta + "_w"), getattr(module, theta + "_b")
+                tensors[f"{prefix}{theta}.weight"] = weight[None, :]
+                tensors[f"{prefix}{theta}.bias"] = np.array([bias], np.float32)
+        cuts = tuple(module.after for module in weights.modules)
+        return AtpSidecar(cuts=cuts, tensors=tensors, **values)
+
     def write_gguf(self, path: str | os.PathLike[str]) -> Path:
         """Writes the GGUF file, through a temporary file beside it that is renamed.
 
@@ -205,7 +231,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _read_npz(path: Path) -> dict[str, Floats]:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; expected the tensors in it") from None

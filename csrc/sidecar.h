@@ -1,0 +1,28 @@
+// The sidecar file: trained ATP modules in GGUF (docs/sidecar.md), and whether they belong to a model.
+//
+// Checks the same rules as atp_cpp.sidecar_check. Both functions throw ModelError naming the field, what was expected
+// and what came. Runs nothing: that is atp_head's.
+#pragma once
+
+#include <string>
+
+#include "atp_weights.h"
+
+namespace atp {
+
+class Model;
+
+// the words of the file, in the order of the enums
+inline constexpr const char * score_norm_names[] = {"none", "relative", "minmax"};
+inline constexpr const char * divisor_names[] = {"rows_visible", "rows_all"};
+inline constexpr const char * score_names[] = {"avg", "self", "cross"};
+inline constexpr const char * rule_names[] = {"union", "redundant", "spatial"};
+inline constexpr const char * activation_names[] = {"identity", "relu", "silu"};
+inline constexpr const char * mode_names[] = {"thresholds", "full", "lora"};
+
+AtpWeights load_sidecar(const std::string & path);
+
+// architecture, depth, width, heads, cuts and fingerprint of the sidecar's model against this one
+void check_pair(const AtpWeights & weights, const Model & model);
+
+}  // namespace atp
