@@ -1,6 +1,8 @@
 """The ATP modules: what the C++ computes is what its NumPy twin computes, and the budget's laws."""
 
 import math
+import tempfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ N_CASES = 400
 
 
 def weights_of(sidecar):
-    return core.atp_weights(sidecar.metadata(), sidecar.tensors)
+    """The sidecar as the engine has it, through a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        return core.load_sidecar(str(sidecar.write_gguf(Path(folder) / "atp.gguf")))
 
 
 def random_case(seed):

@@ -1,60 +1,23 @@
 #include "atp_head.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "atp_policy.h"
 #include "bindings.h"
 #include "errors.h"
+#include "sidecar.h"
 
 namespace atp::python {
 
 namespace {
 
-using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
-
-std::vector<float> floats(const py::dict & tensors, const std::string & name, size_t n) {
-    const auto array = tensors[py::str(name)].cast<Floats>();
-    if (static_cast<size_t>(array.size()) != n) {
-        throw ModelError(name + " must hold " + std::to_string(n) + " numbers, got " + std::to_string(array.size()));
+AtpWeights::ScoreNorm score_norm(const std::string & name) {
+    const auto at = std::find(std::begin(score_norm_names), std::end(score_norm_names), name);
+    if (at == std::end(score_norm_names)) {
+        throw PlanError("a normalisation is none, relative or minmax, got '" + name + "'");
     }
-    return {array.data(), array.data() + n};
-}
-
-// the place of `name` among the names of an enum
-template <typename Enum>
-Enum one_of(const py::dict & fields, const char * key, const std::vector<std::string> & names) {
-    const auto name = fields[key].cast<std::string>();
-    const auto at = std::find(names.begin(), names.end(), name);
-    if (at == names.end()) {
-        throw ModelError(std::string(key) + " cannot be '" + name + "'");
-    }
-    return static_cast<Enum>(at - names.begin());
-}
-
-// from AtpSidecar.metadata() and AtpSidecar.tensors
-AtpWeights from_fields(const py::dict & fields, const py::dict & tensors) {
-    AtpWeights w;
-    w.path = w.name = fields["name"].cast<std::string>();
-    w.n_layer = fields["n_layer"].cast<int32_t>();
-    w.score_norm = one_of<AtpWeights::ScoreNorm>(fields, "score_norm", {"none", "relative", "minmax"});
-    w.divisor = one_of<AtpWeights::Divisor>(fields, "divisor", {"rows_visible", "rows_all"});
-    w.score = one_of<AtpWeights::Score>(fields, "score", {"avg", "self", "cross"});
-    w.rule = one_of<AtpWeights::Rule>(fields, "rule", {"union", "redundant", "spatial"});
-    w.activation = one_of<AtpWeights::Activation>(fields, "activation", {"identity", "relu", "silu"});
-    w.strides = fields["strides"].cast<std::vector<int32_t>>();
-    w.lambda_sample = fields["lambda_sample"].cast<double>();
-    w.n_bins = fields["n_bins"].cast<int32_t>();
-    w.n_hidden = fields["n_hidden"].cast<int32_t>();
-    w.kept = fields["kept"].cast<std::vector<double>>();
-    const size_t h = w.n_hidden;
-    for (const int32_t after : fields["cuts"].cast<std::vector<int32_t>>()) {
-        const std::string blk = "blk." + std::to_string(after - 1) + ".atp_";
-        w.modules.push_back({after, floats(tensors, blk + "proj.weight", 2 * h * w.n_bins),
-                             floats(tensors, blk + "proj.bias", h), floats(tensors, blk + "theta_r.weight", h),
-                             floats(tensors, blk + "theta_s.weight", h), floats(tensors, blk + "theta_r.bias", 1)[0],
-                             floats(tensors, blk + "theta_s.bias", 1)[0]});
-    }
-    return w;
+    return static_cast<AtpWeights::ScoreNorm>(at - std::begin(score_norm_names));
 }
 
 py::dict run_module(const AtpWeights & weights, size_t module, const std::vector<double> & self_sum,
@@ -98,9 +61,6 @@ std::optional<AtpBudget> to_budget(const py::object & budget) {
 }
 
 void register_atp_head(py::module_ & m) {
-    py::class_<AtpWeights>(m, "AtpWeights", "The trained modules of one model.");
-    m.def("atp_weights", &from_fields, py::arg("fields"), py::arg("tensors"),
-          "From AtpSidecar.metadata() and AtpSidecar.tensors, unchecked: for tests of the mathematics.");
     m.def("atp_run", &run_module, py::arg("weights"), py::arg("module"), py::kw_only(), py::arg("self_sum"),
           py::arg("cross"), py::arg("live"), py::arg("grids"), py::arg("causal") = true, py::arg("spent") = 0.0,
           py::arg("budget") = py::none(),
@@ -117,11 +77,7 @@ void register_atp_head(py::module_ & m) {
         "The cuts of policy atp for a model of that depth.");
     m.def(
         "atp_normalise",
-        [](const std::vector<double> & score, const std::string & norm) {
-            py::dict fields;
-            fields["norm"] = norm;
-            return normalise(score, one_of<AtpWeights::ScoreNorm>(fields, "norm", {"none", "relative", "minmax"}));
-        },
+        [](const std::vector<double> & score, const std::string & norm) { return normalise(score, score_norm(norm)); },
         py::arg("score"), py::arg("norm"));
     m.def("atp_features", &features, py::arg("score"), py::arg("n_bins"));
     m.def(

@@ -9,12 +9,12 @@ PYBIND11_MODULE(_core, m) {
           "Pass the logs of llama.cpp, ggml and libmtmd on to stderr.");
     atp_py::register_errors(m);
     atp_py::register_policy(m);
-    atp_py::register_atp_head(m);
     atp_py::register_sequence(m);
     atp_py::register_decoder(m);
     atp_py::register_reference(m);
     atp_py::register_engine(m);
     atp_py::register_sidecar(m);
+    atp_py::register_atp_head(m);
 #ifdef GGML_USE_RPC
     atp_py::register_rpc_device(m);
 #endif

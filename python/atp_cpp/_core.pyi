@@ -48,9 +48,6 @@ class Cut:
     @property
     def seed(self) -> int: ...
 
-class AtpWeights: ...
-
-def atp_weights(fields: dict[str, Any], tensors: dict[str, NDArray[np.float32]]) -> AtpWeights: ...
 def atp_run(
     weights: AtpWeights,
     module: int,
