@@ -162,7 +162,8 @@ class AtpLlava(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Hidden rows (..., width) -> logits (..., vocabulary)."""
-        return self.model.get_output_embeddings()(hidden)
+        out: Tensor = self.model.get_output_embeddings()(hidden)
+        return out
 
     def _rows(self, ids: Tensor, attention: Tensor, prompt_len: Tensor, is_image: Tensor) -> Rows:
         b, n = ids.shape

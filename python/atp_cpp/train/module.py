@@ -172,9 +172,9 @@ class AtpModule(nn.Module):
         for image in range(int(owner.max()) + 1):
             mine = owner == image
             lost = mine.any(1) & ~((margin > 0) & mine).any(1)
-            best = margin.masked_fill(~mine, -torch.inf).argmax(1, keepdim=True)
-            # margins that are all -inf: the first live one of the image
-            first = (mine & (margin == margin.gather(1, best))).int().argmax(1, keepdim=True)
+            inside = margin.masked_fill(~mine, -torch.inf)
+            # the first of the best; all are -inf where no grid holds any
+            first = (mine & (inside == inside.amax(1, keepdim=True))).int().argmax(1, keepdim=True)
             spot = torch.zeros_like(mine).scatter(1, first, True) & lost[:, None]
             mask = torch.where(spot, mask + (1 - mask).detach(), mask)
         return mask
