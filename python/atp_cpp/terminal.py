@@ -73,10 +73,13 @@ class Output:
 
     @contextmanager
     def progress(
-        self, items: Iterable[T], total: int, *, unit: str = "image"
+        self, items: Iterable[T], total: int | None, *, unit: str = "image"
     ) -> Iterator[Iterable[T]]:
-        """The items; with a bar on stderr if that is a terminal and there is more than one item."""
-        if total < 2 or not is_terminal(sys.stderr):
+        """The items; with a bar on stderr if that is a terminal and there is more than one item.
+
+        A total of None is one that nobody knows.
+        """
+        if (total is not None and total < 2) or not is_terminal(sys.stderr):
             yield items
             return
         self._bar_shown = True

@@ -1,0 +1,150 @@
+"""One batch through the model: the losses to train on, and the figures to watch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from atp_cpp.train.data import Batch
+from atp_cpp.train.insert import AtpLlava, Pass
+from atp_cpp.train.losses import (
+    answer_loss,
+    exact,
+    mean_tokens,
+    sparsity_loss,
+    target_loss,
+)
+from atp_cpp.train.options import TrainOptions
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """The loss of a batch and what it is made of.
+
+    Attributes:
+        total: scalar to differentiate.
+        values: name -> number, for the curve.
+    """
+
+    total: Tensor
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Figures of held-out questions under the hard rule.
+
+    Attributes:
+        accuracy: share of questions whose every answer token is the likeliest one.
+        loss: of the answers.
+        mean_tokens: live image tokens, mean over layers and questions.
+        kept: share of the image tokens alive after each cut.
+        per_kind: accuracy of each kind of question.
+    """
+
+    accuracy: float
+    loss: float
+    mean_tokens: float
+    kept: tuple[float, ...]
+    per_kind: dict[str, float]
+
+
+def run_batch(
+    llava: AtpLlava,
+    batch: Batch,
+    *,
+    temperature: float | None,
+    straight: bool,
+    options: TrainOptions,
+) -> tuple[Tensor, Pass, Tensor]:
+    """Hidden rows, the pass, and the loss of the answers (scalar)."""
+    with _precision(batch, options):
+        images = llava.image_features(batch.pixel_values)
+        hidden, now = llava(
+            batch.input_ids,
+            batch.attention_mask,
+            batch.prompt_len,
+            images,
+            batch.image_of,
+            temperature=temperature,
+            straight=straight,
+            drop_below=options.drop_below,
+        )
+        return hidden, now, answer_loss(llava, hidden, now, batch.labels)
+
+
+def step_loss(llava: AtpLlava, batch: Batch, options: TrainOptions, progress: float) -> StepLoss:
+    """The training loss: answers + lambda_atp * sparsity + lambda_target * distance to budget."""
+    temperature, straight = options.mask(progress)
+    _, now, answers = run_batch(
+        llava, batch, temperature=temperature, straight=straight, options=options
+    )
+    n_layer, n_tokens = len(llava.language.layers), n_image_tokens(llava)
+    mean = mean_tokens(now, llava.spec.cuts, n_layer, n_tokens)
+    sparsity = sparsity_loss(now, n_tokens)
+    target = target_loss(mean, options.target(progress) * n_tokens, n_tokens)
+    total = answers + options.lambda_atp * sparsity + options.lambda_target * target
+    shown = {
+        "loss": total,
+        "loss_answers": answers,
+        "loss_sparsity": sparsity,
+        "loss_target": target,
+        "mean_tokens": mean.mean(),
+        **{f"tokens_{i}": count.mean() for i, count in enumerate(now.counts, start=1)},
+    }
+    values = {name: float(value.detach()) for name, value in shown.items()}
+    return StepLoss(total, {**values, "temperature": temperature})
+
+
+def _precision(batch: Batch, options: TrainOptions) -> torch.autocast:
+    device = batch.input_ids.device.type
+    return torch.autocast(device, torch.bfloat16, enabled=options.dtype == "bf16")
+
+
+def n_image_tokens(llava: AtpLlava) -> int:
+    """N, image tokens of one image."""
+    return llava.grid[0] * llava.grid[1]
+
+
+@torch.no_grad()
+def watch(
+    llava: AtpLlava, batches: Iterable[Batch], options: TrainOptions, device: torch.device
+) -> Watched:
+    """Asks the held-out questions under the hard rule, as at inference without a budget."""
+    right: list[bool] = []
+    kinds: list[str] = []
+    losses: list[Tensor] = []
+    means: list[Tensor] = []
+    counts: list[Tensor] = []
+    n_layer, n_tokens = len(llava.language.layers), n_image_tokens(llava)
+    for given in batches:
+        batch = given.to(device)
+        hidden, now, loss = run_batch(
+            llava, batch, temperature=None, straight=False, options=options
+        )
+        with _precision(batch, options):
+            right += exact(llava, hidden, now, batch.labels).tolist()
+        kinds += batch.kinds
+        losses.append(loss * len(batch.kinds))
+        means.append(mean_tokens(now, llava.spec.cuts, n_layer, n_tokens))
+        counts.append(torch.stack(now.counts, dim=1))
+    n = len(right)
+    kept = torch.cat(counts).mean(0) / n_tokens
+    per_kind = {
+        kind: _share([hit for hit, k in zip(right, kinds, strict=True) if k == kind])
+        for kind in sorted(set(kinds))
+    }
+    return Watched(
+        _share(right),
+        float(torch.stack(losses).sum()) / n,
+        float(torch.cat(means).mean()),
+        tuple(kept.tolist()),
+        per_kind,
+    )
+
+
+def _share(hits: list[bool]) -> float:
+    return sum(hits) / len(hits)
