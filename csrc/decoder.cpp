@@ -196,7 +196,7 @@ PrefillResult Decoder::run(const Sequence & seq, const PrefillOptions & options,
         in.seq = &seq;
         in.live = &live;
         in.seq_id = options.seq_id;
-        in.score_from = scored ? static_cast<int32_t>(live.size()) - 1 : -1;
+        in.score = scored ? ScoreKind::last_row : ScoreKind::none;
         in.merge_kinds = live.size() < seq.rows.size();
         in.all_logits = options.all_logits;
         scheduler_->forget_plan();

@@ -182,8 +182,7 @@ Model::Model(ModelParams params) : params_(std::move(params)), handles_(new Hand
     cparams_->pipeline_parallel = false;
     cparams_->cb_eval = nullptr;
     cparams_->cb_eval_user_data = nullptr;
-    max_nodes_ = donor->graph_max_nodes(std::min(params_.n_ubatch, params_.n_ctx)) +
-                 64;  // 64: room for the score nodes of score.cpp
+    max_nodes_ = donor->graph_max_nodes(std::min(params_.n_ubatch, params_.n_ctx));
 }
 
 Model::~Model() = default;

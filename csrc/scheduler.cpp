@@ -3,10 +3,12 @@
 #include "errors.h"
 #include "llama_private.h"
 #include "model.h"
+#include "score.h"
 
 namespace atp {
 
-Scheduler::Scheduler(const Model & model) : sched_(model.new_sched(model.max_nodes()), ggml_backend_sched_free) {}
+Scheduler::Scheduler(const Model & model)
+    : sched_(model.new_sched(model.max_nodes() + max_map_nodes), ggml_backend_sched_free) {}
 Scheduler::~Scheduler() = default;
 
 // a graph of one node is like no stage's: allocating it makes the next graph be planned anew

@@ -1,5 +1,7 @@
 #include "score.h"
 
+#include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "errors.h"
@@ -24,22 +26,44 @@ ggml_tensor * soft_max(const CutGraph & cut, int32_t il) {
     return cut.named("kq_soft_max-" + std::to_string(il));
 }
 
-// rows [begin, end) of dimension 1, all heads: a view
-ggml_tensor * row_view(ggml_context * ctx, ggml_tensor * t, int32_t begin, int32_t end) {
-    return ggml_view_4d(ctx, t, t->ne[0], end - begin, t->ne[2], t->ne[3], t->nb[1], t->nb[2], t->nb[3],
-                        begin * t->nb[1]);
+// of rows [begin, end), all heads, the first n elements each: a view
+ggml_tensor * corner_view(ggml_context * ctx, ggml_tensor * t, int64_t n, int64_t begin, int64_t end) {
+    return ggml_view_4d(ctx, t, n, end - begin, t->ne[2], t->ne[3], t->nb[1], t->nb[2], t->nb[3], begin * t->nb[1]);
 }
 
-// softmax(q k^T) of a flash attention node, for some rows: [n_kv, n_rows, n_head]
-ggml_tensor * attention_of(ggml_context * ctx, ggml_tensor * fa, int32_t begin, int32_t end) {
+// heads [begin, begin + n) of [n_cells, n_rows, n_head]: a view
+ggml_tensor * head_view(ggml_context * ctx, ggml_tensor * t, int64_t begin, int64_t n) {
+    return ggml_view_3d(ctx, t, t->ne[0], t->ne[1], n, t->nb[1], t->nb[2], begin * t->nb[2]);
+}
+
+// [n_cells, n_rows, n_head] -> [n_cells, n_rows], by halves: each sum reads what is still in the processor's cache
+ggml_tensor * sum_over_heads(ggml_context * ctx, ggml_tensor * p) {
+    const int64_t n = p->ne[2];
+    if (n == 1) {
+        return p;
+    }
+    const int64_t half = n / 2;
+    ggml_tensor * sum = ggml_add(ctx, head_view(ctx, p, 0, half), head_view(ctx, p, half, half));
+    sum = sum_over_heads(ctx, sum);
+    return n % 2 ? ggml_add(ctx, sum, head_view(ctx, p, n - 1, 1)) : sum;
+}
+
+// softmax(q k^T) of a flash attention node, for some rows, none of which sees a cell from n_cells on:
+// [n_cells, n_rows, n_head]
+ggml_tensor * soft_max_of(ggml_context * ctx, ggml_tensor * fa, int64_t n_cells, int32_t begin, int32_t end) {
     float params[3];  // scale, max_bias, logit_softcap
     std::memcpy(params, fa->op_params, sizeof(params));
     float scale = params[0];
     const float max_bias = params[1];
     const float softcap = params[2];
-    ggml_tensor * q = row_view(ctx, fa->src[0], begin, end);
-    ggml_tensor * mask = fa->src[3] ? row_view(ctx, fa->src[3], begin, end) : nullptr;
-    ggml_tensor * kq = ggml_mul_mat(ctx, fa->src[1], q);
+    ggml_tensor * q = corner_view(ctx, fa->src[0], fa->src[0]->ne[0], begin, end);
+    ggml_tensor * k = corner_view(ctx, fa->src[1], fa->src[1]->ne[0], 0, n_cells);
+    ggml_tensor * mask = fa->src[3];
+    if (mask) {
+        // contiguous, as a softmax wants it, and F32, because every head reads it once more
+        mask = ggml_cast(ctx, corner_view(ctx, mask, n_cells, begin, end), GGML_TYPE_F32);
+    }
+    ggml_tensor * kq = ggml_mul_mat(ctx, k, q);
     ggml_prec_set_acc(kq, GGML_PREC_F32);
     if (softcap != 0.0f) {
         // as the node computes it: softcap * tanh(scale * q k / softcap), then a softmax without a scale
@@ -69,18 +93,74 @@ int32_t score_layer(const CutGraph & cut) {
     return -1;
 }
 
-ScoreTap add_score(ggml_context * ctx, ggml_cgraph * graph, const CutGraph & cut, int32_t row_begin, int32_t row_end) {
+namespace {
+
+int32_t layer_or_throw(const CutGraph & cut) {
     const int32_t il = score_layer(cut);
     if (il < 0) {
         throw PlanError(
             "layers " + std::to_string(cut.range().il_first) + " to " + std::to_string(cut.range().il_last - 1) +
             " hold no full-attention layer to score from; move the cut behind one, or use a policy without scores");
     }
+    return il;
+}
+
+// the attention node of the layer the score is read from: flash attention, or a softmax
+ggml_tensor * attention_node(const CutGraph & cut) {
+    const int32_t il = layer_or_throw(cut);
     ggml_tensor * fa = flash_attention(cut, il);
-    ggml_tensor * p =
-        fa ? attention_of(ctx, fa, row_begin, row_end) : row_view(ctx, soft_max(cut, il), row_begin, row_end);
-    const int64_t n_kv = p->ne[0];
-    const int64_t n_head = p->ne[2];
+    return fa ? fa : soft_max(cut, il);
+}
+
+bool is_flash(const ggml_tensor * node) {
+    return node->op == GGML_OP_FLASH_ATTN_EXT;
+}
+
+// [n_cells, end - begin, n_head], of softmax values
+ggml_tensor * attention_of(ggml_context * ctx, ggml_tensor * node, int64_t n_cells, int32_t begin, int32_t end) {
+    return is_flash(node) ? soft_max_of(ctx, node, n_cells, begin, end) : corner_view(ctx, node, n_cells, begin, end);
+}
+
+int64_t n_cells_of(const ggml_tensor * node) {
+    return is_flash(node) ? node->src[1]->ne[1] : node->ne[0];
+}
+
+int64_t n_heads_of(const ggml_tensor * node) {
+    return is_flash(node) ? node->src[0]->ne[2] : node->ne[2];
+}
+
+// the mask, where it is filled by set_inputs
+const ggml_tensor * mask_leaf(const ggml_tensor * node) {
+    const ggml_tensor * mask = is_flash(node) ? node->src[3] : node->src[1];
+    return mask && mask->op == GGML_OP_NONE && (mask->flags & GGML_TENSOR_FLAG_INPUT) ? mask : nullptr;
+}
+
+// rows at a time: on a CPU their map stays in the processor's cache, on a device fewer blocks are better. There are at
+// most max_blocks, because each makes nodes
+int32_t rows_per_block(const CutGraph & cut, int64_t n_rows, int64_t row_size) {
+    constexpr int64_t cache_size = 2 << 20;
+    constexpr int64_t device_size = 32 << 20;
+    constexpr int64_t max_blocks = 64;
+    const int64_t size = cut.model().all_on_cpu() ? cache_size : device_size;
+    const int64_t fit = size / (row_size * static_cast<int64_t>(sizeof(float)));
+    return static_cast<int32_t>(std::max<int64_t>({1, fit, (n_rows + max_blocks - 1) / max_blocks}));
+}
+
+template <typename T>
+int32_t last_seen(const T * mask, int64_t n, T blocked) {
+    while (n > 0 && mask[n - 1] == blocked) {
+        --n;
+    }
+    return static_cast<int32_t>(n);
+}
+
+}  // namespace
+
+ScoreTap add_score(ggml_context * ctx, ggml_cgraph * graph, const CutGraph & cut, int32_t row_begin, int32_t row_end) {
+    ggml_tensor * node = attention_node(cut);
+    const int64_t n_kv = n_cells_of(node);
+    const int64_t n_head = n_heads_of(node);
+    ggml_tensor * p = attention_of(ctx, node, n_kv, row_begin, row_end);
     // [n_kv, n_rows, n_head] -> [1, n_kv]: sum over rows and heads, then the mean over heads
     ggml_tensor * flat = ggml_reshape_2d(ctx, ggml_cont(ctx, p), n_kv, p->ne[1] * n_head);
     ggml_tensor * sum = ggml_sum_rows(ctx, ggml_cont(ctx, ggml_transpose(ctx, flat)));
@@ -88,6 +168,61 @@ ScoreTap add_score(ggml_context * ctx, ggml_cgraph * graph, const CutGraph & cut
     ggml_set_output(sum);
     ggml_build_forward_expand(graph, sum);
     return {sum, row_end - row_begin};
+}
+
+AttentionMap add_attention_map(ggml_context * ctx, ggml_cgraph * graph, const CutGraph & cut,
+                               const std::vector<char> & wanted, const std::vector<int32_t> & reach) {
+    ggml_tensor * node = attention_node(cut);
+    AttentionMap map;
+    map.n_kv = n_cells_of(node);
+    map.n_head = n_heads_of(node);
+    map.mask = mask_leaf(node);
+    const auto n_rows = static_cast<int32_t>(wanted.size());
+    const int32_t n_block = rows_per_block(cut, n_rows, map.n_kv * map.n_head);
+    for (int32_t begin = 0; begin < n_rows;) {
+        if (!wanted[begin]) {
+            ++begin;
+            continue;
+        }
+        int32_t end = std::min(n_rows, begin + n_block);
+        while (!wanted[end - 1]) {
+            --end;
+        }
+        int64_t n_cells = map.n_kv;
+        if (map.mask) {
+            constexpr int64_t step = 32;  // whole SIMD registers
+            const int64_t last = *std::max_element(reach.begin() + begin, reach.begin() + end);
+            n_cells = std::clamp<int64_t>((last + step - 1) / step * step, 1, map.n_kv);
+        }
+        ggml_tensor * p = attention_of(ctx, node, n_cells, begin, end);
+        ggml_tensor * sum = map.n_head == 1 ? ggml_cont(ctx, p) : sum_over_heads(ctx, p);
+        ggml_set_output(sum);
+        ggml_build_forward_expand(graph, sum);
+        map.blocks.push_back({sum, begin});
+        begin = end;
+    }
+    return map;
+}
+
+std::vector<int32_t> read_reach(const AttentionMap & map) {
+    std::vector<char> raw(ggml_nbytes(map.mask));
+    ggml_backend_tensor_get(map.mask, raw.data(), 0, raw.size());
+    std::vector<int32_t> reach;
+    for (int64_t row = 0; row < map.mask->ne[1]; ++row) {
+        const char * at = raw.data() + row * map.mask->nb[1];
+        reach.push_back(
+            map.mask->type == GGML_TYPE_F16
+                ? last_seen(reinterpret_cast<const ggml_fp16_t *>(at), map.n_kv, ggml_fp32_to_fp16(-INFINITY))
+                : last_seen(reinterpret_cast<const float *>(at), map.n_kv, -INFINITY));
+    }
+    return reach;
+}
+
+bool covers(const AttentionMap & map, const std::vector<int32_t> & reach) {
+    return std::all_of(map.blocks.begin(), map.blocks.end(), [&](const MapBlock & block) {
+        const auto first = reach.begin() + block.row_begin;
+        return *std::max_element(first, first + block.map->ne[1]) <= block.map->ne[0];
+    });
 }
 
 std::vector<int32_t> read_cells(const CutGraph & cut) {

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cmath>
 
 #include "abort_guard.h"
 #include "errors.h"
@@ -10,6 +9,7 @@
 #include "log_capture.h"
 #include "model.h"
 #include "score.h"
+#include "score_sum.h"
 
 namespace atp {
 
@@ -19,10 +19,8 @@ struct Stage::Run {
     HiddenRows hidden_out;
     ggml_backend_sched * sched;
     Interrupt & interrupt;
+    ScoreSum score;
     StageOutput out;
-    std::vector<int32_t> cell;    // per live row
-    std::vector<float> received;  // per cell: attention summed over the scored rows
-    int32_t n_scored = 0;
     bool merged = false;         // rows of all kinds share ubatches: their content is never read
     std::vector<float> no_embd;  // what M-RoPE rows carry instead, because only embeddings keep all sections of pos
 };
@@ -91,8 +89,7 @@ Stage::Stage(const Model & model, StageRange range)
 
 StageOutput Stage::prefill(const StageInput & in, HiddenRows & hidden, ggml_backend_sched * sched,
                            Interrupt & interrupt) {
-    Run run{in, hidden, {}, sched, interrupt, {}, {}, {}, 0, false, {}};
-    run.cell.assign(in.live->size(), -1);
+    Run run{in, hidden, {}, sched, interrupt, {in.score, *in.seq, *in.live}, {}, false, {}};
     run.hidden_out.start(in.live->size());
     std::vector<Segment> parts = segments(*in.seq, *in.live);
     const bool all_causal = std::all_of(parts.begin(), parts.end(), [](const Segment & p) { return p.causal; });
@@ -105,9 +102,11 @@ StageOutput Stage::prefill(const StageInput & in, HiddenRows & hidden, ggml_back
     for (const Segment & segment : parts) {
         run_segment(run, segment);
     }
-    if (in.score_from >= 0) {
-        finish_score(run);
-    }
+    ScoreTotals scores = run.score.finish(range_.il_last);
+    run.out.score = std::move(scores.last_row);
+    run.out.self_sum = std::move(scores.self_sum);
+    run.out.cross_sum = std::move(scores.cross_sum);
+    run.out.n_question_rows = scores.n_question_rows;
     hidden = std::move(run.hidden_out);
     return std::move(run.out);
 }
@@ -151,38 +150,39 @@ void Stage::run_ubatch(Run & run, const Segment & segment, const llama_ubatch & 
     request.sched = run.sched;
     request.n_outputs = n_outputs_of(ubatch);
     request.causal = segment.causal;
-    ggml_backend_sched_reset(run.sched);
-    graph_.build(request);
-    compute(run, segment, ubatch);
+    std::vector<int32_t> rows;  // live rows, in the order of the ubatch
+    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
+        rows.push_back(static_cast<int32_t>(segment.begin) + ubatch.data->batch_idxs[i]);
+    }
+    const size_t n_nodes = model_.max_nodes() + run.score.n_nodes();
+    ggml_context_ptr ctx;
+    ggml_cgraph * graph = nullptr;
+    do {
+        ggml_init_params ip = {};
+        ip.mem_size = ggml_graph_overhead_custom(n_nodes, false) + run.score.n_nodes() * ggml_tensor_overhead();
+        ip.no_alloc = true;
+        ctx.reset(ggml_init(ip));
+        graph = make_graph(run, request, rows, ctx.get());
+    } while (!run.score.inputs_set(graph_));
+    compute(run, segment, ubatch, graph);
 }
 
-void Stage::compute(Run & run, const Segment & segment, const llama_ubatch & ubatch) {
-    const size_t max_nodes = model_.max_nodes();
-    ggml_init_params ip = {};
-    ip.mem_size = ggml_graph_overhead_custom(max_nodes, false) + 64 * ggml_tensor_overhead();
-    ip.no_alloc = true;
-    const ggml_context_ptr ctx(ggml_init(ip));
-    ggml_cgraph * graph = assemble(ctx.get(), max_nodes, {&graph_});
-
-    // which rows of this ubatch are to be scored: a tail, because live rows come in order
-    const int32_t first = static_cast<int32_t>(segment.begin) + ubatch.data->batch_idxs[0];
-    const int32_t n = static_cast<int32_t>(ubatch.n_tokens);
-    const int32_t tail = run.in.score_from < 0 ? n : std::clamp(run.in.score_from - first, 0, n);
-    ScoreTap tap;
-    if (tail < n) {
-        tap = add_score(ctx.get(), graph, graph_, tail, n);
-    }
+// builds and allocates the graph of a ubatch and sets its inputs, except for the hidden states
+ggml_cgraph * Stage::make_graph(Run & run, const GraphRequest & request, const std::vector<int32_t> & rows,
+                                ggml_context * ctx) {
+    ggml_backend_sched_reset(run.sched);
+    graph_.build(request);
+    ggml_cgraph * graph = assemble(ctx, model_.max_nodes() + run.score.n_nodes(), {&graph_});
+    run.score.add_nodes(ctx, graph, graph_, rows, request.causal);
     if (!ggml_backend_sched_alloc_graph(run.sched, graph)) {
-        throw StageError("no memory for the compute buffer of " + std::to_string(n) + " rows; use a smaller n_ubatch");
+        throw StageError("no memory for the compute buffer of " + std::to_string(rows.size()) +
+                         " rows; use a smaller n_ubatch");
     }
-    graph_.result().set_inputs(&ubatch);
-    // now, not after compute: the allocator reuses an input's memory once its last reader has run
-    if (run.in.score_from >= 0) {
-        const std::vector<int32_t> cells = read_cells(graph_);
-        for (int32_t i = 0; i < n; ++i) {
-            run.cell[segment.begin + ubatch.data->batch_idxs[i]] = cells[i];
-        }
-    }
+    graph_.result().set_inputs(request.ubatch);
+    return graph;
+}
+
+void Stage::compute(Run & run, const Segment & segment, const llama_ubatch & ubatch, ggml_cgraph * graph) {
     if (graph_.input()) {
         run.hidden_in.write(graph_.input(), dim_in_, ubatch, segment.begin);
     }
@@ -197,13 +197,7 @@ void Stage::compute(Run & run, const Segment & segment, const llama_ubatch & uba
     } else {
         run.hidden_out.read(graph_.output(), dim_out_, ubatch, segment.begin);
     }
-    if (tap.sum) {
-        std::vector<float> sum(ggml_nelements(tap.sum));
-        ggml_backend_tensor_get(tap.sum, sum.data(), 0, ggml_nbytes(tap.sum));
-        run.received.resize(std::max(run.received.size(), sum.size()), 0.0f);
-        std::transform(sum.begin(), sum.end(), run.received.begin(), run.received.begin(), std::plus<float>());
-        run.n_scored += tap.n_rows;
-    }
+    run.score.computed();
 }
 
 // the logits of the rows that were asked for; a few architectures compute those of all rows
@@ -225,18 +219,6 @@ void Stage::read_logits(Run & run, const llama_ubatch & ubatch) const {
         ggml_backend_tensor_get(logits, &run.out.logits[old], (all_rows ? i : out) * logits->nb[1],
                                 n_vocab * sizeof(float));
         ++out;
-    }
-}
-
-void Stage::finish_score(Run & run) const {
-    run.out.score.reserve(run.cell.size());
-    for (const int32_t cell : run.cell) {
-        const float score = run.received[cell] / static_cast<float>(run.n_scored);
-        if (!std::isfinite(score)) {
-            throw StageError("the attention after " + std::to_string(range_.il_last) +
-                             " layers is not finite; the model or the image tokens hold NaN");
-        }
-        run.out.score.push_back(score);
     }
 }
 

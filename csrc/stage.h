@@ -11,6 +11,7 @@
 
 #include "graph_cut.h"
 #include "interrupt.h"
+#include "score_kind.h"
 #include "sequence.h"
 #include "stage_cache.h"
 #include "ubatch.h"
@@ -21,14 +22,17 @@ struct StageInput {
     const Sequence * seq = nullptr;
     const std::vector<int32_t> * live = nullptr;  // indices into seq->rows, ascending
     int32_t seq_id = 0;
-    int32_t score_from = -1;   // score the attention of live rows [score_from, n_live); -1: no score
+    ScoreKind score = ScoreKind::none;
     bool merge_kinds = false;  // text and image rows may share a ubatch where the stage does not read the prompt
     bool all_logits = false;   // the last stage gives logits of all rows, not of the last one only
 };
 
 struct StageOutput {
     std::vector<float> logits;  // [n_outputs][n_vocab], last stage only
-    std::vector<float> score;   // [n_live]: mean over the scored rows and heads of the attention each row receives
+    // [n_live]: attention each row receives, mean over heads, in the stage's last full-attention layer
+    std::vector<float> score;                 // last_row: from the prompt's last row
+    std::vector<double> self_sum, cross_sum;  // atp: summed over the live image rows; over the question rows,
+    int32_t n_question_rows = 0;              // which are the text rows behind the prompt's last image
 };
 
 class Stage {
@@ -51,9 +55,10 @@ class Stage {
     void run_segment(Run & run, const Segment & segment);
     void run_ubatch(Run & run, const Segment & segment, const llama_ubatch & ubatch,
                     const llama_memory_context_i & memory);
-    void compute(Run & run, const Segment & segment, const llama_ubatch & ubatch);
+    ggml_cgraph * make_graph(Run & run, const GraphRequest & request, const std::vector<int32_t> & rows,
+                             ggml_context * ctx);
+    void compute(Run & run, const Segment & segment, const llama_ubatch & ubatch, ggml_cgraph * graph);
     void read_logits(Run & run, const llama_ubatch & ubatch) const;
-    void finish_score(Run & run) const;
 
     const Model & model_;
     StageRange range_;
