@@ -145,6 +145,7 @@ void Decoder::check_prompt(const Sequence & seq, const PrefillOptions & options)
 
 PrefillResult Decoder::prefill(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt) {
     check_prompt(seq, options);
+    check_plan_for(plan_, seq);
     remove(options.seq_id);
     alive_[options.seq_id] = seq.n_pos;
     try {
@@ -167,12 +168,12 @@ PrefillResult Decoder::run(const Sequence & seq, const PrefillOptions & options,
         scheduler_ = std::make_unique<Scheduler>(model_);
     }
     auto cut = plan_.begin();
+    Progress progress{model_.n_layer(), 0.0};
     const auto make_cut = [&] {
-        std::vector<float> token_scores;
-        const KeepList kept = choose(*cut, seq, live, out.score, token_scores);
-        compact(seq, kept, hidden.row_size(), live, hidden.data());
-        result.kept.push_back(kept);
-        result.scores.push_back(std::move(token_scores));
+        const RowScores scores = {std::move(out.score), std::move(out.self_sum), std::move(out.cross_sum),
+                                  out.n_question_rows};
+        result.cuts.push_back(choose(*cut, seq, live, scores, progress));
+        compact(seq, result.cuts.back().choice.kept, hidden.row_size(), live, hidden.data());
         ++cut;
     };
     if (cut != plan_.end() && cut->after == 0) {
@@ -184,7 +185,7 @@ PrefillResult Decoder::run(const Sequence & seq, const PrefillOptions & options,
         n_ubatch = span.causal ? n_ubatch : std::max(n_ubatch, span.n_tokens);  // such an image is one ubatch
     }
     for (const auto & stage : stages_) {
-        const bool scored = cut != plan_.end() && cut->policy.needs == ScoreKind::last_row && seq.n_image_tokens() > 0;
+        const int32_t n_image_tokens = n_live_image_tokens(seq, live);
         if (alone || stage->cache().bytes() == 0) {
             const int32_t n_cells =
                 alone ? static_cast<int32_t>(live.size()) + options.n_predict : model_.params().n_ctx;
@@ -196,52 +197,18 @@ PrefillResult Decoder::run(const Sequence & seq, const PrefillOptions & options,
         in.seq = &seq;
         in.live = &live;
         in.seq_id = options.seq_id;
-        in.score = scored ? ScoreKind::last_row : ScoreKind::none;
+        in.score = cut != plan_.end() && n_image_tokens > 0 ? cut->policy.needs : ScoreKind::none;
         in.merge_kinds = live.size() < seq.rows.size();
         in.all_logits = options.all_logits;
         scheduler_->forget_plan();
         out = stage->prefill(in, hidden, scheduler_->get(), interrupt);
+        progress.spent += static_cast<double>(n_image_tokens) * (stage->range().il_last - stage->range().il_first);
         if (cut != plan_.end()) {
             make_cut();
         }
     }
     result.logits = std::move(out.logits);
     return result;
-}
-
-KeepList Decoder::choose(const Cut & cut, const Sequence & seq, const std::vector<int32_t> & live,
-                         const std::vector<float> & row_scores, std::vector<float> & token_scores) const {
-    PolicyInput in;
-    in.images = seq.images;
-    in.keep = cut.keep;
-    in.seed = cut.seed;
-    for (size_t i = 0; i < live.size(); ++i) {
-        const Row & row = seq.rows[live[i]];
-        if (row.kind != RowKind::image) {
-            continue;
-        }
-        const ImageSpan & span = seq.images[row.image];
-        in.index.push_back(row.index);
-        in.image.push_back(row.image);
-        in.y.push_back(span.y(row.index));
-        in.x.push_back(span.x(row.index));
-        if (cut.policy.needs == ScoreKind::last_row) {
-            in.score.push_back(row_scores[i]);
-        }
-    }
-    if (in.index.empty()) {
-        return {};
-    }
-    KeepList kept = cut.policy.fn(in).kept;
-    check_keep_list(in, kept, cut.policy.name);
-    // the last row of the prompt predicts the first token and gives the scores: it stays, even as part of an image
-    const Row & last = seq.rows.back();
-    const auto at = std::lower_bound(kept.begin(), kept.end(), last.index);
-    if (last.kind == RowKind::image && (at == kept.end() || *at != last.index)) {
-        kept.insert(at, last.index);
-    }
-    token_scores = std::move(in.score);
-    return kept;
 }
 
 void Decoder::check_rows(const std::vector<DecodeRow> & rows) const {

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "choose.h"
 #include "decode_chain.h"
 #include "interrupt.h"
 #include "plan.h"
@@ -28,9 +29,8 @@ struct PrefillOptions {
 };
 
 struct PrefillResult {
-    std::vector<float> logits;               // [n_outputs][n_vocab]
-    std::vector<KeepList> kept;              // per cut
-    std::vector<std::vector<float>> scores;  // per cut: score of each live image token, empty where none was needed
+    std::vector<float> logits;    // [n_outputs][n_vocab]
+    std::vector<CutRecord> cuts;  // what was decided at each, and on what scores
 };
 
 class Decoder {
@@ -58,8 +58,6 @@ class Decoder {
 
   private:
     using Stages = std::vector<std::unique_ptr<Stage>>;
-    KeepList choose(const Cut & cut, const Sequence & seq, const std::vector<int32_t> & live,
-                    const std::vector<float> & row_scores, std::vector<float> & token_scores) const;
     static void check_score_layers(const Plan & plan, const Stages & stages);
     std::vector<float> plain_logits(std::vector<int32_t> tokens) const;
     void check_prompt(const Sequence & seq, const PrefillOptions & options) const;

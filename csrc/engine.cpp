@@ -5,6 +5,7 @@
 
 #include "errors.h"
 #include "llama.h"
+#include "sidecar.h"
 #include "stopwatch.h"
 
 namespace atp {
@@ -47,9 +48,24 @@ size_t undecided(const std::vector<std::string> & stop, const std::string & text
 
 }  // namespace
 
-Engine::Engine(const ModelParams & params, const std::string & mmproj_path, bool self_test)
-    : model_(params), vision_(mmproj_path.empty() ? nullptr : new Vision(model_, mmproj_path)), decoder_(model_) {
+Engine::Engine(const ModelParams & params, const std::string & mmproj_path, const std::string & atp_path,
+               bool self_test)
+    : atp_(atp_path.empty() ? nullptr : std::make_shared<const AtpWeights>(load_sidecar(atp_path))), model_(params),
+      vision_(mmproj_path.empty() ? nullptr : new Vision(model_, mmproj_path)), decoder_(model_) {
+    if (atp_) {
+        check_pair(*atp_, model_);
+    }
     fill_info(self_test);
+}
+
+Plan Engine::atp_plan(const std::optional<AtpBudget> & budget) const {
+    if (!atp_) {
+        throw PlanError("policy atp needs the thresholds trained for this model; load its sidecar (--atp FILE)");
+    }
+    if (!info_.can_prune) {
+        throw PlanError("this model runs unstaged only: " + info_.why_not + "; drop the policy");
+    }
+    return atp::atp_plan(atp_, budget, model_.n_layer(), info_.legal_cuts);
 }
 
 void Engine::fill_info(bool with_self_test) {
@@ -70,6 +86,9 @@ void Engine::fill_info(bool with_self_test) {
     info_.mrope = model_.n_pos_per_embd() > 1;
     info_.devices = model_.devices();
     info_.legal_cuts = decoder_.legal_cuts();
+    for (const AtpModule & module : atp_ ? atp_->modules : std::vector<AtpModule>()) {
+        info_.atp_cuts.push_back(module.after);
+    }
     info_.can_prune = !info_.legal_cuts.empty();
     if (!info_.can_prune) {
         info_.why_not = "no border between two layers of architecture '" + info_.arch + "' can be cut";
@@ -130,9 +149,13 @@ void Engine::fill_report(const Sequence & seq, const Plan & plan, const PrefillR
                          Report & report) const {
     report.n_image_tokens = seq.n_image_tokens();
     report.n_prompt = static_cast<int32_t>(seq.rows.size());
-    report.kept = prefill.kept;
-    for (const KeepList & kept : prefill.kept) {
-        report.n_kept.push_back(static_cast<int32_t>(kept.size()));
+    for (const CutRecord & cut : prefill.cuts) {
+        report.kept.push_back(cut.choice.kept);
+        report.n_kept.push_back(static_cast<int32_t>(cut.choice.kept.size()));
+        if (const auto & at = cut.choice.thresholds) {
+            report.thresholds.emplace_back(at->theta_r, at->theta_s, at->offset);
+            report.kept_spatial.push_back(cut.choice.spatial);
+        }
     }
     for (const ImageSpan & span : seq.images) {
         report.grids.emplace_back(span.grid_rows, span.grid_cols);

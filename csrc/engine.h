@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "atp_policy.h"
 #include "decoder.h"
 #include "interrupt.h"
 #include "model.h"
@@ -27,6 +28,7 @@ struct ModelInfo {
     bool has_vision = false, mrope = false, can_prune = false;
     bool add_bos = false;  // the tokeniser itself puts bos in front
     std::vector<int32_t> legal_cuts;
+    std::vector<int32_t> atp_cuts;  // where the sidecar's modules sit; empty without a sidecar
     std::vector<std::string> devices;
 };
 
@@ -49,8 +51,12 @@ struct Result {
 
 class Engine {
   public:
-    // mmproj_path may be empty: text only. self_test: staged against llama_decode once, before anything else
-    Engine(const ModelParams & params, const std::string & mmproj_path, bool self_test);
+    // mmproj_path may be empty: text only. atp_path, the model's ATP sidecar, too. self_test: staged against
+    // llama_decode once, before anything else
+    Engine(const ModelParams & params, const std::string & mmproj_path, const std::string & atp_path, bool self_test);
+
+    // the cuts of the sidecar; PlanError without one, or for a budget that no prompt could meet
+    Plan atp_plan(const std::optional<AtpBudget> & budget) const;
 
     Result generate(const Request & request, Interrupt & interrupt);
     const ModelInfo & info() const { return info_; }
@@ -62,6 +68,7 @@ class Engine {
     void decode_loop(const Request & request, int32_t pos, std::vector<float> logits, Interrupt & interrupt,
                      Result & result);
 
+    std::shared_ptr<const AtpWeights> atp_;  // read before the model: a wrong path costs no loading
     Model model_;
     std::unique_ptr<Vision> vision_;
     Decoder decoder_;

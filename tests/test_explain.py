@@ -154,11 +154,11 @@ def test_command_refuses(fake_engine, scene, tmp_path, capsys, out, policy, says
     assert not (tmp_path / out).exists()
 
 
-def test_command_needs_a_policy(scene, tmp_path, capsys):
-    with pytest.raises(SystemExit) as stop:
-        run("explain", scene, "--out", tmp_path / "kept.png")
-    assert stop.value.code == 2
-    assert "--policy" in capsys.readouterr().err
+def test_command_needs_something_that_prunes(fake_engine, scene, tmp_path, capsys):
+    fake_engine()
+    files = ("-m", "m.gguf", "--mmproj", "p.gguf")
+    assert run("explain", scene, "--out", tmp_path / "kept.png", *files) == 2
+    assert "--policy, or a sidecar with --atp" in capsys.readouterr().err
 
 
 def test_real_picture(tiny_captioner, scene):

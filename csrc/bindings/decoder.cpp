@@ -19,14 +19,23 @@ py::dict prefill(TextDecoder & d, const Sequence & seq, int32_t seq_id, int32_t 
     const OneCall call(d.busy);
     const PrefillResult r = without_gil(
         [&](Interrupt & interrupt) { return d.decoder.prefill(seq, {seq_id, n_predict, all_logits}, interrupt); });
-    py::list scores;
-    for (const auto & s : r.scores) {
-        scores.append(py::array_t<float>(s.size(), s.data()));
-    }
     py::dict out;
     out["logits"] = matrix(r.logits, d.model.n_vocab());
-    out["kept"] = r.kept;
+    py::list kept, scores, self_sum, cross, thresholds;
+    for (const CutRecord & cut : r.cuts) {
+        kept.append(cut.choice.kept);
+        scores.append(py::array_t<float>(cut.score.size(), cut.score.data()));
+        self_sum.append(py::array_t<double>(cut.self_sum.size(), cut.self_sum.data()));
+        cross.append(py::array_t<double>(cut.cross.size(), cut.cross.data()));
+        if (const auto & at = cut.choice.thresholds) {
+            thresholds.append(py::make_tuple(at->theta_r, at->theta_s, at->offset));
+        }
+    }
+    out["kept"] = kept;
     out["scores"] = scores;
+    out["self_sum"] = self_sum;
+    out["cross"] = cross;
+    out["thresholds"] = thresholds;
     return out;
 }
 
@@ -66,8 +75,9 @@ void register_decoder(py::module_ & m) {
             py::arg("plan"))
         .def("prefill", &prefill, py::arg("seq"), py::kw_only(), py::arg("seq_id") = 0, py::arg("n_predict") = 0,
              py::arg("all_logits") = false,
-             "dict: logits float32 [n_outputs, n_vocab], kept (per cut), scores (per cut, float32 over live image "
-             "tokens).")
+             "dict: logits float32 [n_outputs, n_vocab]; per cut, over the live image tokens: kept, and what the "
+             "policy saw: scores (attention of the last row), self_sum and cross (policies that need 'atp'); "
+             "thresholds (theta_r, theta_s, offset) of each cut of policy atp.")
         .def("decode", &decode, py::arg("rows"), "rows: (seq_id, token, pos) each -> logits float32 [n_rows, n_vocab].")
         .def(
             "remove",

@@ -17,8 +17,8 @@ using ImageArray = py::array_t<uint8_t, py::array::c_style>;
 // an Engine that can be closed, and that one thread uses at a time
 class EngineHandle {
   public:
-    EngineHandle(const ModelParams & params, const std::string & mmproj, bool self_test)
-        : engine_(new Engine(params, mmproj, self_test)), info_(engine_->info()) {}
+    EngineHandle(const ModelParams & params, const std::string & mmproj, const std::string & atp, bool self_test)
+        : engine_(new Engine(params, mmproj, atp, self_test)), info_(engine_->info()) {}
 
     void close() {
         const Use use(*this);
@@ -30,6 +30,12 @@ class EngineHandle {
     ModelInfo info() const {
         check_open();
         return info_;
+    }
+
+    Plan atp_plan(const std::optional<AtpBudget> & budget) {
+        const Use use(*this);
+        check_open();
+        return engine_->atp_plan(budget);
     }
 
     Result generate(const Request & request, Interrupt & interrupt) {
@@ -125,6 +131,8 @@ void register_results(py::module_ & m) {
         .def_readonly("n_decoded", &Report::n_decoded)
         .def_readonly("n_kept", &Report::n_kept)
         .def_readonly("kept", &Report::kept)
+        .def_readonly("thresholds", &Report::thresholds)
+        .def_readonly("kept_spatial", &Report::kept_spatial)
         .def_readonly("grids", &Report::grids)
         .def_readonly("tokens_mean", &Report::tokens_mean)
         .def_readonly("t_encode", &Report::t_encode)
@@ -158,6 +166,7 @@ void register_info(py::module_ & m) {
         .def_readonly("can_prune", &ModelInfo::can_prune)
         .def_readonly("why_not", &ModelInfo::why_not)
         .def_readonly("legal_cuts", &ModelInfo::legal_cuts)
+        .def_readonly("atp_cuts", &ModelInfo::atp_cuts)
         .def_readonly("devices", &ModelInfo::devices);
 }
 
@@ -169,21 +178,32 @@ void register_engine(py::module_ & m) {
     m.def("check_gguf", &check_gguf, py::arg("path"),
           "general.architecture of a whole GGUF file ('clip' for a projector); ModelError says what else the file is.");
     py::class_<EngineHandle>(m, "Engine", "Image to caption: vision encoder, staged decoder, sampler.")
-        .def(py::init([](const std::string & model, const std::string & mmproj, int32_t n_gpu_layers, int32_t n_ctx,
-                         int32_t n_ubatch, int32_t n_threads, const std::string & flash_attn,
-                         const std::string & type_k, const std::string & type_v, bool self_test) {
+        .def(py::init([](const std::string & model, const std::string & mmproj, const std::string & atp,
+                         int32_t n_gpu_layers, int32_t n_ctx, int32_t n_ubatch, int32_t n_threads,
+                         const std::string & flash_attn, const std::string & type_k, const std::string & type_v,
+                         bool self_test) {
                  const py::gil_scoped_release release;
                  return std::make_unique<EngineHandle>(
                      ModelParams{model, n_gpu_layers, n_ctx, n_ubatch, n_threads, 1, flash_attn, type_k, type_v},
-                     mmproj, self_test);
+                     mmproj, atp, self_test);
              }),
-             py::arg("model"), py::arg("mmproj") = "", py::kw_only(), py::arg("n_gpu_layers") = -1,
+             py::arg("model"), py::arg("mmproj") = "", py::arg("atp") = "", py::kw_only(), py::arg("n_gpu_layers") = -1,
              py::arg("n_ctx") = 4096, py::arg("n_ubatch") = 512, py::arg("n_threads") = 0,
              py::arg("flash_attn") = "auto", py::arg("type_k") = "f16", py::arg("type_v") = "f16",
              py::arg("self_test") = true)
         .def("close", &EngineHandle::close, py::call_guard<py::gil_scoped_release>(),
              "Free model, projector and caches; using the engine again is a ModelError.")
         .def_property_readonly("info", &EngineHandle::info)
+        .def(
+            "atp_plan",
+            [](EngineHandle & engine, const py::object & budget) {
+                const std::optional<AtpBudget> wanted = to_budget(budget);
+                const py::gil_scoped_release release;
+                return engine.atp_plan(wanted);
+            },
+            py::arg("budget") = py::none(),
+            "The cuts of the loaded sidecar. budget: float (fraction of the image tokens) or int (their count), in the "
+            "mean over layers; None lets the learned thresholds decide.")
         .def(
             "generate", &generate, py::arg("prompt"), py::arg("images"), py::kw_only(), py::arg("plan") = Plan{},
             py::arg("n_predict") = 128, py::arg("temp") = 0.0f, py::arg("top_k") = 40, py::arg("top_p") = 0.95f,

@@ -15,7 +15,14 @@ py::dict to_dict(const PolicyInput & in) {
     d["image"] = ints(in.image);
     d["y"] = ints(in.y);
     d["x"] = ints(in.x);
+    const auto doubles = [](const std::vector<double> & v) { return py::array_t<double>(v.size(), v.data()); };
     d["score"] = py::array_t<float>(in.score.size(), in.score.data());
+    d["self_sum"] = doubles(in.self_sum);
+    d["cross"] = doubles(in.cross);
+    d["n_visible"] = ints(in.n_visible);
+    d["after"] = in.after;
+    d["n_layer"] = in.n_layer;
+    d["spent"] = in.spent;
     d["keep"] = in.keep;
     d["seed"] = in.seed;
     py::list images;
@@ -115,7 +122,8 @@ void register_policy(py::module_ & m) {
             "after: layers run before the cut (0: before the first layer). policy: a name, or a callable that takes a "
             "dict of arrays over the live image tokens (index, image, y, x, score) and returns the indices to keep, "
             "ascending. keep: fraction of each image's original tokens. needs, for callables: 'none', 'last_row' (then "
-            "score is the attention of the prompt's last row).")
+            "score is the attention from the prompt's last row) or 'atp' (self_sum from all image rows, cross the mean "
+            "from the question's rows, n_visible image rows that see the token).")
         .def_readonly("after", &Cut::after)
         .def_readonly("keep", &Cut::keep)
         .def_readonly("seed", &Cut::seed)

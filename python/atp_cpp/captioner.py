@@ -14,7 +14,17 @@ import numpy as np
 from PIL import Image
 
 from atp_cpp._core import Engine, ModelInfo, Report
-from atp_cpp.config import CutSpec, PolicyLike, SamplingConfig, parse_plan, resolve, settle
+from atp_cpp.config import (
+    ATP,
+    Budget,
+    CutSpec,
+    PolicyLike,
+    SamplingConfig,
+    parse_plan,
+    resolve,
+    settle,
+    uses_atp,
+)
 from atp_cpp.errors import AtpError, ImageError, ModelError, PlanError
 from atp_cpp.images import ImageSource, load_image
 from atp_cpp.prompts import DEFAULT_PROMPT, ChatPrompt
@@ -22,6 +32,7 @@ from atp_cpp.prompts import DEFAULT_PROMPT, ChatPrompt
 DEMO_DIR = Path(__file__).with_name("demo")
 DEMO_MODEL = "atp-demo.gguf"
 DEMO_MMPROJ = "mmproj-atp-demo.gguf"
+DEMO_ATP = "atp-atp-demo-f32.gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +63,12 @@ class Captioner:
     Args:
         model: GGUF of the text model; None for the built-in demo model.
         mmproj: GGUF of its vision projector; belongs to ``model``.
-        policy: cuts and who chooses there, as text ("fastv:keep=0.25,after=2"), CutSpec, or several
-            of these. None drops nothing.
+        atp: GGUF of its ATP sidecar, the thresholds trained for ``model``; the demo model has its
+            own.
+        policy: cuts and who chooses there, as text ("fastv:keep=0.25,after=2", "atp", "none"),
+            CutSpec, or several of these. None: atp if there is a sidecar, else nothing is dropped.
+        budget: of atp: image tokens in the mean over layers, as a fraction (float in (0, 1]) or a
+            count (int). None: the learned thresholds alone decide.
         n_gpu_layers: layers on the accelerator; -1 for all, 0 for none.
         n_ctx: positions a prompt and its answer may take together.
         n_ubatch: rows computed at once.
@@ -64,8 +79,8 @@ class Captioner:
         self_test: compare the staged decoder with plain llama.cpp at load.
 
     Raises:
-        ModelError: a file that cannot be used, or a model without vision.
-        PlanError: cuts that this model cannot run.
+        ModelError: a file that cannot be used, a model without vision, or a sidecar of another one.
+        PlanError: cuts that this model cannot run; atp or a budget without a sidecar.
     """
 
     def __init__(
@@ -73,7 +88,9 @@ class Captioner:
         model: str | os.PathLike[str] | None = None,
         *,
         mmproj: str | os.PathLike[str] | None = None,
+        atp: str | os.PathLike[str] | None = None,
         policy: PolicyLike = None,
+        budget: Budget | None = None,
         n_gpu_layers: int = -1,
         n_ctx: int = 4096,
         n_ubatch: int = 512,
@@ -83,12 +100,18 @@ class Captioner:
         type_v: str = "f16",
         self_test: bool = True,
     ) -> None:
-        plan = parse_plan(policy)
+        plan = parse_plan(policy, budget=budget)
         self.model, self.mmproj = model_files(model, mmproj)
+        self.atp = atp_file(model, atp)
+        if policy is None and budget is None and self.atp is not None:
+            plan = (CutSpec(0, ATP),)
+        if uses_atp(plan) and self.atp is None:
+            settle(plan, 1, ())  # says so, before a model is loaded
         self._lock = threading.Lock()
         self._engine: Engine | None = Engine(
             str(self.model),
             str(self.mmproj),
+            "" if self.atp is None else str(self.atp),
             n_gpu_layers=n_gpu_layers,
             n_ctx=n_ctx,
             n_ubatch=n_ubatch,
@@ -203,10 +226,14 @@ class Captioner:
         with self._lock:
             if self._engine is None:
                 raise AtpError("this Captioner is closed; make a new one")
+            if uses_atp(plan):
+                cuts = self._engine.atp_plan(plan[0].budget)
+            else:
+                cuts = resolve(plan, self._info.n_layer, self._info.legal_cuts)
             result = self._engine.generate(
                 text,
                 pixels,
-                plan=resolve(plan, self._info.n_layer, self._info.legal_cuts),
+                plan=cuts,
                 n_predict=draw.n_predict,
                 temp=draw.temp,
                 top_k=draw.top_k,
@@ -226,12 +253,15 @@ class Captioner:
 
     def settle_plan(self, plan: Sequence[CutSpec]) -> tuple[CutSpec, ...]:
         """The plan with layer counts for this model; PlanError if it cannot be run."""
-        settled = settle(plan, self._info.n_layer, self._info.legal_cuts)
+        info = self._info
+        settled = settle(plan, info.n_layer, info.legal_cuts, info.atp_cuts)
         if settled and not self._info.can_prune:
             raise PlanError(
                 f"{self.model.name} ({self._info.arch}) cannot be pruned: {self._info.why_not}; "
-                "leave the policy out to run it whole"
+                "policy none runs it whole"
             )
+        if uses_atp(settled) and self._engine is not None:
+            self._engine.atp_plan(settled[0].budget)  # PlanError if it can never be met
         return settled
 
 
@@ -262,6 +292,16 @@ def model_files(
             "give its mmproj file too"
         )
     return Path(model), Path(mmproj)
+
+
+def atp_file(
+    model: str | os.PathLike[str] | None, atp: str | os.PathLike[str] | None
+) -> Path | None:
+    """The sidecar to load: the user's, or the demo model's, or none."""
+    if atp is not None:
+        return Path(atp)
+    demo = DEMO_DIR / DEMO_ATP
+    return demo if model is None and demo.is_file() else None
 
 
 def _as_list(image: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:

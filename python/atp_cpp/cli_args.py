@@ -5,8 +5,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from atp_cpp.captioner import DEMO_MODEL, Captioner, model_files
-from atp_cpp.config import POLICIES, CutSpec, PolicyLike, SamplingConfig, parse_plan
+from atp_cpp.captioner import DEMO_MODEL, Captioner, atp_file, model_files
+from atp_cpp.config import (
+    ATP,
+    POLICIES,
+    PolicyLike,
+    SamplingConfig,
+    parse_budget,
+    parse_plan,
+    uses_atp,
+)
 from atp_cpp.errors import PlanError
 from atp_cpp.prompts import DEFAULT_PROMPT
 from atp_cpp.terminal import Output
@@ -15,12 +23,17 @@ _SAMPLING = SamplingConfig()  # its defaults
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """-m, --mmproj, -c, -t, -ngl and --verbose."""
+    """-m, --mmproj, --atp, -c, -t, -ngl and --verbose."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "-m", "--model", metavar="GGUF", help="text model (default: the built-in demo model)"
     )
     group.add_argument("--mmproj", metavar="GGUF", help="its vision projector")
+    group.add_argument(
+        "--atp",
+        metavar="GGUF",
+        help="its ATP sidecar; with one, atp is the default --policy",
+    )
     group.add_argument(
         "-c",
         "--ctx-size",
@@ -60,22 +73,29 @@ def add_verbose(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_policy_arguments(parser: argparse.ArgumentParser, *, required: bool = False) -> None:
-    """--policy and --keep."""
+def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
+    """--policy, --keep and --budget."""
     group = parser.add_argument_group("pruning")
     group.add_argument(
         "--policy",
         action="append",
         metavar="NAME[:k=v,…]",
-        required=required,
         help=f"a cut: {', '.join(POLICIES)}; with after=LAYERS (or a fraction of the depth), "
-        "keep=FRACTION and seed=N, for instance fastv:keep=0.25,after=2. Repeat it for more cuts",
+        "keep=FRACTION and seed=N, for instance fastv:keep=0.25,after=2. Repeat it for more cuts. "
+        "atp has the cuts of its sidecar and takes budget=F|N. Default: atp with a sidecar, else "
+        "none",
     )
     group.add_argument(
         "--keep",
         type=float,
         metavar="F",
         help="fraction of image tokens kept where --policy does not say",
+    )
+    group.add_argument(
+        "--budget",
+        metavar="F|N",
+        help="policy atp: image tokens, mean over all layers, as a fraction with a decimal point "
+        "(0.25) or a count (144)",
     )
 
 
@@ -119,16 +139,23 @@ def sampling_from(args: argparse.Namespace) -> SamplingConfig:
     return SamplingConfig(n_predict=args.predict, temp=args.temp, seed=args.seed)
 
 
-def policy_from(args: argparse.Namespace) -> tuple[CutSpec, ...]:
-    """The plan of --policy and --keep.
+def policy_from(args: argparse.Namespace) -> PolicyLike:
+    """The plan of --policy, --keep and --budget; None where they leave it to the sidecar.
 
     Raises:
-        PlanError: a text that is no policy, or --keep without anything it could apply to.
+        PlanError: a text that is no policy; --keep or --budget without anything they apply to.
     """
-    plan = parse_plan(args.policy, keep=args.keep)
-    if args.keep is not None and all(cut.policy == "none" for cut in plan):
-        raise PlanError("--keep needs a policy that prunes, for instance --policy fastv")
-    return plan
+    budget = None if args.budget is None else parse_budget(args.budget)
+    plan = parse_plan(args.policy, keep=args.keep, budget=budget)
+    if args.keep is not None and all(cut.policy in ("none", ATP) for cut in plan):
+        raise PlanError(
+            "--keep needs a policy that keeps a fixed fraction, for instance --policy fastv; "
+            "policy atp takes --budget"
+        )
+    if uses_atp(plan) and atp_file(args.model, args.atp) is None:
+        option = "--policy atp" if args.policy else "--budget"
+        raise PlanError(f"{option} needs the model's ATP sidecar; give it with --atp FILE")
+    return None if args.policy is None and budget is None else plan
 
 
 def open_captioner(args: argparse.Namespace, output: Output, policy: PolicyLike) -> Captioner:
@@ -141,6 +168,7 @@ def open_captioner(args: argparse.Namespace, output: Output, policy: PolicyLike)
     return Captioner(
         args.model,
         mmproj=args.mmproj,
+        atp=args.atp,
         policy=policy,
         n_gpu_layers=args.n_gpu_layers,
         n_ctx=args.ctx_size,

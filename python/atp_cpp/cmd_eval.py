@@ -68,8 +68,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace, output: Output) -> int:
     """Asks, and prints a markdown table."""
-    if args.compare and (args.policy or args.keep is not None):
-        raise AtpError("give either --policy (one plan) or --compare (alternatives), not both")
+    if args.compare and (args.policy or args.keep is not None or args.budget is not None):
+        raise AtpError(
+            "give either --policy and --budget (one plan) or --compare (alternatives), not both"
+        )
     policy = policy_from(args)
     questions_file = Path(args.questions)
     questions = load_questions(questions_file, limit=args.limit, seed=args.seed)
@@ -103,7 +105,12 @@ def _ask_all(
 ) -> tuple[list[EvalRow], bool]:
     """(rows, whether none is missing)."""
     sampling = SamplingConfig(n_predict=args.predict)
-    config_hash = hash_config(file_sha256(captioner.model), file_sha256(captioner.mmproj), sampling)
+    config_hash = hash_config(
+        file_sha256(captioner.model),
+        file_sha256(captioner.mmproj),
+        sampling,
+        atp_sha256="" if captioner.atp is None else file_sha256(captioner.atp),
+    )
     done = read_rows(Path(args.rows)) if args.rows is not None else {}
     replies = evaluate(
         captioner,
@@ -154,6 +161,8 @@ def _facts(
         "model_sha256": file_sha256(captioner.model),
         "mmproj": captioner.mmproj.name,
         "mmproj_sha256": file_sha256(captioner.mmproj),
+        "atp": None if captioner.atp is None else captioner.atp.name,
+        "atp_sha256": None if captioner.atp is None else file_sha256(captioner.atp),
         "devices": list(captioner.info.devices),
         "questions": Path(args.questions).name,
         "questions_sha256": file_sha256(Path(args.questions)),

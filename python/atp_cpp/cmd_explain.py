@@ -32,7 +32,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument("--out", required=True, metavar="PNG", help="picture to write")
     add_prompt_arguments(parser)
-    add_policy_arguments(parser, required=True)
+    add_policy_arguments(parser)
     add_model_arguments(parser)
     parser.set_defaults(run=run)
 
@@ -46,7 +46,10 @@ def run(args: argparse.Namespace, output: Output) -> int:
     pixels = load_image(args.image)
     with open_captioner(args, output, plan) as captioner:
         if not captioner.plan:
-            raise PlanError("policy none drops nothing, so there is nothing to draw; name another")
+            raise PlanError(
+                "policy none drops nothing, so there is nothing to draw; give another with "
+                "--policy, or a sidecar with --atp"
+            )
         caption = captioner.caption(pixels, args.prompt, sampling=sampling)
     write_picture(render(pixels, caption.report, caption.plan), out)
     output.result(caption.text)

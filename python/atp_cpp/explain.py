@@ -18,6 +18,8 @@ _GAP = 12  # px between copies
 _LABEL_HEIGHT = 26  # px
 _COLUMNS = 4
 _DIM = 0.25  # brightness of a dropped patch, in grey
+_TINT = (40, 110, 255)  # of a patch that the spatial rule alone kept
+_TINT_SHARE = 0.45
 _PAPER = (255, 255, 255)
 _INK = (32, 32, 32)
 
@@ -34,7 +36,8 @@ def render(
         image_index: which image of the prompt.
 
     Returns:
-        RGB picture: the image itself, then one panel per cut with its label, four in a line.
+        RGB picture: the image itself, then one panel per cut with its label, four in a line. What
+        policy atp kept for its place on the grid alone, and not for its attention, is blue.
 
     Raises:
         AtpError: no such image in the report, or counts that do not fit together.
@@ -46,21 +49,36 @@ def render(
     panels = [(small, f"the image: {n_tokens} tokens")]
     for k, cut in enumerate(plan):
         mask = kept_mask(report, k, image_index)
+        by_grid = spatial_mask(report, k, image_index)
         label = f"after layer {cut.after}, {cut.policy}: {int(mask.sum())} of {n_tokens}"
-        panels.append((dimmed(small, mask), label))
+        if by_grid.any():
+            label += f", {int(by_grid.sum())} by the grid (blue)"
+        panels.append((dimmed(small, mask, by_grid), label))
     return _sheet(panels)
 
 
 def kept_mask(report: Report, cut_index: int, image_index: int = 0) -> NDArray[np.bool_]:
     """Which patches of an image are alive after a cut: bool [rows, cols] on its patch grid."""
+    return _cells(report, report.kept[cut_index], image_index)
+
+
+def spatial_mask(report: Report, cut_index: int, image_index: int = 0) -> NDArray[np.bool_]:
+    """Which of them ATP's spatial rule alone kept: bool [rows, cols], all False elsewhere."""
+    alone = report.kept_spatial[cut_index] if cut_index < len(report.kept_spatial) else []
+    return _cells(report, alone, image_index)
+
+
+def _cells(report: Report, indices: Sequence[int], image_index: int) -> NDArray[np.bool_]:
     rows, cols = _grid(report, image_index)
     first = sum(r * c for r, c in report.grids[:image_index])
-    alive = np.zeros(report.n_image_tokens, dtype=np.bool_)
-    alive[np.asarray(report.kept[cut_index], dtype=np.int64)] = True
-    return alive[first : first + rows * cols].reshape(rows, cols)
+    marked = np.zeros(report.n_image_tokens, dtype=np.bool_)
+    marked[np.asarray(indices, dtype=np.int64)] = True
+    return marked[first : first + rows * cols].reshape(rows, cols)
 
 
-def dimmed(pixels: Pixels, mask: NDArray[np.bool_]) -> Pixels:
+def dimmed(
+    pixels: Pixels, mask: NDArray[np.bool_], tinted: NDArray[np.bool_] | None = None
+) -> Pixels:
     """The image with dropped patches dark and grey.
 
     A grid of another shape than the image's means that the encoder padded it: the image stands in
@@ -69,13 +87,18 @@ def dimmed(pixels: Pixels, mask: NDArray[np.bool_]) -> Pixels:
     Args:
         pixels: uint8 [h, w, 3].
         mask: bool [rows, cols], True where a patch is kept.
+        tinted: bool [rows, cols], True where a kept patch is to be blue.
     """
     height, width = pixels.shape[:2]
     rows, cols = mask.shape
     scale = min(cols / width, rows / height)  # patches per pixel
     x = ((np.arange(width) + 0.5) * scale + (cols - width * scale) / 2).astype(np.int64)
     y = ((np.arange(height) + 0.5) * scale + (rows - height * scale) / 2).astype(np.int64)
-    alive = mask[np.clip(y, 0, rows - 1)[:, None], np.clip(x, 0, cols - 1)[None, :]]
+    patch = np.clip(y, 0, rows - 1)[:, None], np.clip(x, 0, cols - 1)[None, :]
+    alive = mask[patch]
+    if tinted is not None:
+        blue = np.rint((1 - _TINT_SHARE) * pixels + _TINT_SHARE * np.array(_TINT)).astype(np.uint8)
+        pixels = np.where(tinted[patch][..., None], blue, pixels)
     grey = pixels @ np.array([0.299, 0.587, 0.114])
     dark = np.rint(_DIM * grey).astype(np.uint8)
     return np.where(alive[..., None], pixels, dark[..., None])

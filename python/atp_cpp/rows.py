@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -23,6 +24,8 @@ class Row:
         n_image_tokens: before any cut.
         n_kept: image tokens alive after each cut.
         tokens_mean: live image tokens, mean over all layers.
+        thresholds: of policy atp, per cut: theta_r, theta_s, and the offset that a budget shifts
+            both by (null where it takes more than any offset would let through).
         t_load: ms to open the image.
         t_encode: ms of the vision encoder.
         t_prefill: ms of the prompt.
@@ -30,6 +33,7 @@ class Row:
         kv_bytes: real size of all caches.
         model: file of the text model.
         mmproj: file of the vision projector.
+        atp: file of the ATP sidecar, "" without one.
         policy: the cuts made, or "none".
         seed: of the draw.
     """
@@ -42,11 +46,13 @@ class Row:
     error: str
     model: str
     mmproj: str
+    atp: str
     policy: str
     seed: int
     n_image_tokens: int = 0
     n_kept: list[int] = field(default_factory=list)
     tokens_mean: float = 0.0
+    thresholds: list[list[float | None]] = field(default_factory=list)
     t_load: float = 0.0
     t_encode: float = 0.0
     t_prefill: float = 0.0
@@ -70,17 +76,23 @@ def good_row(image: str, prompt: str, caption: Caption, captioner: Captioner, se
         error="",
         model=str(captioner.model),
         mmproj=str(captioner.mmproj),
+        atp="" if captioner.atp is None else str(captioner.atp),
         policy=plan_text(caption.plan),
         seed=seed,
         n_image_tokens=report.n_image_tokens,
         n_kept=list(report.n_kept),
         tokens_mean=report.tokens_mean,
+        thresholds=[[_finite(x) for x in cut] for cut in report.thresholds],
         t_load=caption.t_load,
         t_encode=report.t_encode,
         t_prefill=report.t_prefill,
         t_decode=report.t_decode,
         kv_bytes=report.kv_bytes,
     )
+
+
+def _finite(x: float) -> float | None:
+    return x if math.isfinite(x) else None
 
 
 def failed_row(
@@ -96,6 +108,7 @@ def failed_row(
         error=error,
         model=str(captioner.model),
         mmproj=str(captioner.mmproj),
+        atp="" if captioner.atp is None else str(captioner.atp),
         policy=plan_text(captioner.plan),
         seed=seed,
     )
