@@ -1,6 +1,7 @@
 #include "sidecar.h"
 
 #include <algorithm>
+#include <tuple>
 
 #include "errors.h"
 #include "fingerprint.h"
@@ -168,37 +169,43 @@ AtpWeights load_sidecar(const std::string & path) {
     return w;
 }
 
-void check_pair(const AtpWeights & w, const Model & model) {
-    const std::string pair = w.path + " (trained for " + quoted(w.base_name) + ") does not fit " + model.params().path +
-                             " (" + quoted(model.meta("general.name")) + "): ";
-    const auto differs = [&](const char * what, const std::string & wanted, const std::string & got) {
-        throw ModelError(pair + "the sidecar is for " + what + " " + wanted + ", the model has " + got +
-                         "; use the sidecar of this model");
-    };
-    const auto number = [&](const char * what, int32_t wanted, int32_t got) {
-        if (wanted != got) {
-            differs(what, std::to_string(wanted), std::to_string(got));
-        }
+std::string why_no_pair(const AtpWeights & w, const Model & model) {
+    const auto differs = [](const char * what, const std::string & wanted, const std::string & got) {
+        return std::string("the sidecar is for ") + what + " " + wanted + ", the model has " + got +
+               "; use the sidecar of this model";
     };
     if (w.arch != model.arch()) {
-        differs("the architecture", quoted(w.arch), quoted(model.arch()));
+        return differs("the architecture", quoted(w.arch), quoted(model.arch()));
     }
-    number("a depth of", w.n_layer, model.n_layer());
-    number("a width of", w.n_embd, model.n_embd());
-    number("a number of attention heads of", w.n_head, model.n_head());
+    const std::tuple<const char *, int32_t, int32_t> numbers[] = {
+        {"a depth of", w.n_layer, model.n_layer()},
+        {"a width of", w.n_embd, model.n_embd()},
+        {"a number of attention heads of", w.n_head, model.n_head()},
+    };
+    for (const auto & [what, wanted, got] : numbers) {
+        if (wanted != got) {
+            return differs(what, std::to_string(wanted), std::to_string(got));
+        }
+    }
     for (const AtpModule & m : w.modules) {
-        if (m.after >= model.n_layer()) {
-            throw ModelError(pair + "it cuts after " + std::to_string(m.after) + " layers, the model has " +
-                             std::to_string(model.n_layer()));
+        if (m.after < 1 || m.after >= model.n_layer()) {
+            return "it cuts after " + std::to_string(m.after) + " layers, the model has " +
+                   std::to_string(model.n_layer());
         }
     }
     const Fingerprint print = fingerprint(model);
     if (print.hex.empty()) {
-        throw ModelError(pair + "the model cannot be told from others of its shape (" + print.why_not +
-                         "); ATP needs these norms in f32");
+        return "the model cannot be told from others of its shape (" + print.why_not +
+               "); ATP needs these norms in f32";
     }
-    if (w.fingerprint != print.hex) {
-        differs("the fingerprint", w.fingerprint, print.hex);
+    return w.fingerprint == print.hex ? "" : differs("the fingerprint", w.fingerprint, print.hex);
+}
+
+void check_pair(const AtpWeights & w, const Model & model) {
+    const std::string why_not = why_no_pair(w, model);
+    if (!why_not.empty()) {
+        throw ModelError(w.path + " (trained for " + quoted(w.base_name) + ") does not fit " + model.params().path +
+                         " (" + quoted(model.meta("general.name")) + "): " + why_not);
     }
 }
 

@@ -1,6 +1,6 @@
 // The sidecar file: trained ATP modules in GGUF (docs/sidecar.md), and whether they belong to a model.
 //
-// Checks the same rules as atp_cpp.sidecar_check. Both functions throw ModelError naming the field, what was expected
+// Checks the same rules as atp_cpp.sidecar_check. Throws ModelError naming the field, what was expected
 // and what came. Runs nothing: that is atp_head's.
 #pragma once
 
@@ -22,7 +22,10 @@ inline constexpr const char * mode_names[] = {"thresholds", "full", "lora"};
 
 AtpWeights load_sidecar(const std::string & path);
 
-// architecture, depth, width, heads, cuts and fingerprint of the sidecar's model against this one
+// architecture, depth, width, heads, cuts and fingerprint of the sidecar's model against this one: "" if it is this
+// one, else what differs
+std::string why_no_pair(const AtpWeights & weights, const Model & model);
+// the same as a ModelError that names both files
 void check_pair(const AtpWeights & weights, const Model & model);
 
 }  // namespace atp

@@ -16,7 +16,10 @@ void register_module(py::module_ & m) {
     py::class_<AtpModule>(m, "AtpModule", "One trained module; arrays are copies.")
         .def_readonly("after", &AtpModule::after)
         .def_property_readonly(
-            "proj_w", [](const AtpModule & a) { return matrix(a.proj_w, a.proj_w.size() / a.proj_b.size()); },
+            "proj_w",
+            [](const AtpModule & a) {
+                return matrix(a.proj_w, a.proj_w.size() / std::max<size_t>(1, a.proj_b.size()));
+            },
             "[n_hidden, 2 * n_bins]")
         .def_property_readonly(
             "proj_b", [](const AtpModule & a) { return vector(a.proj_b); }, "[n_hidden]")
@@ -64,6 +67,11 @@ void register_sidecar(py::module_ & m) {
         "check_pair", [](const W & weights, const ModelParams & params) { check_pair(weights, Model(params)); },
         py::arg("weights"), py::arg("params"), py::call_guard<py::gil_scoped_release>(),
         "ModelError unless the sidecar was trained for this model.");
+    m.def(
+        "why_no_pair",
+        [](const W & weights, const ModelParams & params) { return why_no_pair(weights, Model(params)); },
+        py::arg("weights"), py::arg("params"), py::call_guard<py::gil_scoped_release>(),
+        "What differs between this model and the sidecar's; \"\" if the sidecar was trained for it.");
     m.def(
         "model_fingerprint", [](const ModelParams & params) { return fingerprint(Model(params)).hex; },
         py::arg("params"), py::call_guard<py::gil_scoped_release>(),
