@@ -39,6 +39,7 @@ _ARRAY = 9
 _ALIGNMENT = 32  # of the tensors, unless general.alignment says another
 _MAX_KEPT = 64  # array elements that are kept; vocabularies are read past
 _MAX_STRING = 1 << 26  # bytes; longer means a damaged file
+_MAX_LENGTH = 1 << 40  # elements; likewise
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +188,8 @@ def _value(stream: BinaryIO, kind: int) -> Value:
         return _scalar(stream, _SCALARS[kind])
     element = int(_scalar(stream, "I"))
     length = int(_scalar(stream, "Q"))
+    if length > _MAX_LENGTH:
+        raise EOFError
     kept: list[int | float | bool | str] = []
     if element == _STRING:
         for i in range(length):
