@@ -1,12 +1,43 @@
 """Fixtures of the Python side's tests; a test module names this file in `pytest_plugins`."""
 
+import json
+
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
 import atp_cpp
 from atp_cpp import captioner
+from atp_cpp.cli import main
 from fake_engine import FakeEngine
+
+
+class Ran:
+    """What a run of the program left: exit code, stdout, stderr."""
+
+    def __init__(self, code, out, err):
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def rows(self):
+        """stdout as JSON rows."""
+        return [json.loads(line) for line in self.out.splitlines()]
+
+
+@pytest.fixture
+def cli(capsys):
+    """`cli(*arguments) -> Ran` in this process."""
+
+    def run(*arguments):
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        captured = capsys.readouterr()
+        assert "Traceback" not in captured.err
+        return Ran(code, captured.out, captured.err)
+
+    return run
 
 
 @pytest.fixture

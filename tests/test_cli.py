@@ -1,6 +1,5 @@
 """The program: streams, rows, exit codes, and what the user sees when something goes wrong."""
 
-import json
 import os
 import struct
 
@@ -19,31 +18,6 @@ FIELDS = {
     "policy", "seed", "atp", "thresholds",
 }  # fmt: skip
 FILES = ("-m", "m.gguf", "--mmproj", "p.gguf")
-
-
-class Ran:
-    def __init__(self, code, out, err):
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def rows(self):
-        return [json.loads(line) for line in self.out.splitlines()]
-
-
-@pytest.fixture
-def cli(capsys):
-    """`cli(*arguments) -> Ran` in this process."""
-
-    def run(*arguments):
-        try:
-            code = main([str(a) for a in arguments])
-        except SystemExit as stop:  # argparse
-            code = stop.code
-        captured = capsys.readouterr()
-        assert "Traceback" not in captured.err
-        return Ran(code, captured.out, captured.err)
-
-    return run
 
 
 # ---- caption, with a fake engine
@@ -246,7 +220,7 @@ def test_names_of_any_bytes(cli, fake_engine, tmp_path):
 def test_version_and_help(cli):
     ran = cli("--version")
     assert (ran.code, ran.out) == (0, f"atp-cpp {atp_cpp.__version__}\n")
-    for command in ("caption", "explain", "eval", "inspect"):
+    for command in ("caption", "explain", "eval", "convert", "inspect"):
         ran = cli(command, "--help")
         assert ran.code == 0
         assert f"atp-cpp {command}" in ran.out

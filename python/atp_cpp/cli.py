@@ -9,7 +9,7 @@ import argparse
 import traceback
 from collections.abc import Sequence
 
-from atp_cpp import _core, cmd_caption, cmd_eval, cmd_explain, cmd_inspect, cmd_train
+from atp_cpp import _core, cmd_caption, cmd_convert, cmd_eval, cmd_explain, cmd_inspect, cmd_train
 from atp_cpp.errors import AtpError
 from atp_cpp.terminal import (
     EXIT_ERROR,
@@ -22,7 +22,7 @@ from atp_cpp.terminal import (
     silence_stdout,
 )
 
-_COMMANDS = (cmd_caption, cmd_explain, cmd_eval, cmd_inspect, cmd_train)
+_COMMANDS = (cmd_caption, cmd_explain, cmd_eval, cmd_train, cmd_convert, cmd_inspect)
 
 
 def build_parser() -> argparse.ArgumentParser:

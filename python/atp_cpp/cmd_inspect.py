@@ -15,7 +15,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "inspect", help="what is in a GGUF file, where it can be cut", allow_abbrev=False
     )
-    parser.add_argument("file", metavar="GGUF", help="text model or vision projector")
+    parser.add_argument("file", metavar="GGUF", help="text model, vision projector or ATP sidecar")
+    parser.add_argument("-m", "--model", metavar="GGUF", help="does the sidecar fit this model?")
     parser.add_argument("--json", action="store_true", help="one JSON row")
     add_devices(parser)
     add_verbose(parser)
@@ -24,7 +25,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace, output: Output) -> int:
     """Prints the facts."""
-    facts = inspect_file(args.file, n_gpu_layers=args.n_gpu_layers, n_threads=args.threads)
+    facts = inspect_file(
+        args.file, model=args.model, n_gpu_layers=args.n_gpu_layers, n_threads=args.threads
+    )
     if args.json:
         output.row(asdict(facts))
     else:

@@ -10,6 +10,7 @@ from atp_cpp._core import Engine
 from atp_cpp.config import format_cuts
 from atp_cpp.errors import ModelError
 from atp_cpp.gguf_header import GgufHeader, Value, read_header
+from atp_cpp.inspect_sidecar import SidecarFacts, inspect_sidecar
 
 _INSPECT_CTX = 512  # positions; nothing long is run
 
@@ -112,19 +113,31 @@ class ProjectorFacts:
 
 
 def inspect_file(
-    path: str | os.PathLike[str], *, n_gpu_layers: int = -1, n_threads: int = 0
-) -> TextModelFacts | ProjectorFacts:
+    path: str | os.PathLike[str],
+    *,
+    model: str | os.PathLike[str] | None = None,
+    n_gpu_layers: int = -1,
+    n_threads: int = 0,
+) -> TextModelFacts | ProjectorFacts | SidecarFacts:
     """Looks into a GGUF file; a text model is loaded and put through the self-test.
 
     Args:
         path: the file.
+        model: text model that a sidecar is compared with.
         n_gpu_layers: for the self-test.
         n_threads: for the self-test; 0 lets the engine choose.
 
     Raises:
-        ModelError: not a GGUF, cut short, or nothing llama.cpp can run.
+        ModelError: not a GGUF, cut short, nothing llama.cpp can run, or a model to compare with
+            what is no sidecar.
     """
     header = read_header(path)
+    if header.metadata.get("general.type") == "adapter":
+        return inspect_sidecar(path, model=model, n_gpu_layers=n_gpu_layers, n_threads=n_threads)
+    if model is not None:
+        raise ModelError(
+            f"{Path(path)}: not an adapter; -m is for comparing a sidecar with a model"
+        )
     if header.arch == "clip":
         return _projector_facts(path, header)
     return _text_model_facts(path, n_gpu_layers, n_threads)

@@ -1,0 +1,163 @@
+"""``atp-cpp convert`` and ``inspect`` on sidecars, and the script under llama.cpp's name."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from atp_cpp import _core as core
+from atp_cpp import convert
+from atp_cpp.sidecar import AtpSidecar, fingerprint_from_gguf
+from sidecar_files import example
+
+pytest_plugins = ("fixtures_python",)
+
+TOOL = Path(__file__).resolve().parents[1] / "tools" / "convert_atp_to_gguf.py"
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A folder as training leaves it."""
+    return example().save_dir(tmp_path / "trained")
+
+
+def files_of(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_convert_writes_what_was_trained(cli, trained, tmp_path):
+    out = tmp_path / "out.gguf"
+    ran = cli("convert", "--atp", trained, "--outfile", out)
+    assert (ran.code, ran.out) == (0, f"{out}\n")
+    assert f"{out.stat().st_size} bytes; give it with --atp" in ran.err
+    assert AtpSidecar.read_gguf(out) == example()
+
+
+def test_where_the_file_goes(cli, trained, tmp_path):
+    assert cli("convert", "--atp", trained).out == f"{trained / 'atp-tiny-f32.gguf'}\n"
+    folder = tmp_path / "files"
+    folder.mkdir()
+    done = convert.convert_atp(trained, folder)
+    assert done.path == folder / "atp-tiny-f32.gguf"
+    assert done.size_bytes == done.path.stat().st_size
+    assert done.sidecar == example()
+
+
+def test_a_file_that_is_there_stays(cli, trained, tmp_path):
+    out = tmp_path / "out.gguf"
+    out.write_bytes(b"mine")
+    ran = cli("convert", "--atp", trained, "--outfile", out)
+    assert (ran.code, ran.out) == (2, "")
+    assert "is there already; name another file or replace it with --force" in ran.err
+    assert out.read_bytes() == b"mine"
+    assert cli("convert", "--atp", trained, "--outfile", out, "--force").code == 0
+    assert AtpSidecar.read_gguf(out) == example()
+
+
+def test_dry_run_says_what_would_be_written_and_writes_nothing(cli, trained, tmp_path):
+    out = tmp_path / "out.gguf"
+    ran = cli("convert", "--atp", trained, "--outfile", out, "--dry-run")
+    assert ran.code == 0
+    assert "dry run, nothing was written" in ran.err
+    assert f"{out}: ATP sidecar (ATP for tiny)" in ran.out
+    assert files_of(tmp_path) == ["trained"]
+    assert files_of(trained) == ["atp.json", "atp.npz"]
+    cli("convert", "--atp", trained, "--outfile", out)
+    assert f"({out.stat().st_size} bytes with the header)" in ran.out
+    assert "is there already" in cli("convert", "--atp", trained, "--outfile", out, "--dry-run").err
+
+
+def test_convert_names_what_is_wrong(cli, trained, tmp_path):
+    ran = cli("convert", "--atp", tmp_path / "none")
+    assert (ran.code, ran.out) == (2, "")
+    assert "atp.json: no such file; expected a folder with atp.json" in ran.err
+    assert cli("convert").code == 2
+    spoiled = example().tensors | {"blk.0.atp_proj.bias": np.zeros(7, np.float32)}
+    np.savez(trained / "atp.npz", **spoiled)
+    ran = cli("convert", "--atp", trained)
+    assert ran.code == 2
+    assert "blk.0.atp_proj.bias must be the shape (5,), got (7,)" in ran.err
+    assert files_of(trained) == ["atp.json", "atp.npz"]
+
+
+def test_convert_without_the_gguf_package(cli, trained, monkeypatch):
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    ran = cli("convert", "--atp", trained)
+    assert ran.code == 2
+    assert (
+        'needs the gguf package, which is not installed; pip install "atp_cpp[convert]"' in ran.err
+    )
+    assert files_of(trained) == ["atp.json", "atp.npz"]
+
+
+def test_the_script_is_the_same(trained, tmp_path):
+    out = tmp_path / "out.gguf"
+    command = [sys.executable, str(TOOL), "--outfile", str(out), str(trained)]
+    path = {"PYTHONPATH": str(Path(convert.__file__).parents[2])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=path)
+    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
+    assert AtpSidecar.read_gguf(out) == example()
+
+
+# ---- inspect
+
+
+def test_inspect_a_sidecar(cli, tmp_path):
+    path = example().write_gguf(tmp_path / "atp.gguf")
+    ran = cli("inspect", path)
+    assert (ran.code, ran.err) == (0, "")
+    for line in (
+        f"{path}: ATP sidecar (ATP for tiny)",
+        "for            tiny: llama, 4 layers of width 64, 4 heads",
+        "fingerprint    " + "0123456789abcdef" * 4,
+        "cuts           after 1, 3 layers",
+        "kept           70.0%, 10.0% of the image tokens; 62.5% over all layers (trained for "
+        "30.0%)",
+        "trained        thresholds; grid 4x6; nothing, this is noise; 画像も",
+        "scores         avg, relative, rows_visible; rule union",
+        "rates          1/4, 1/9, 1/16, 1/36, 1/64, 1/144; lambda 3",
+        "head           2 x 8 -> 5 silu -> 2 thresholds",
+        f"tensors        12, f32 ({path.stat().st_size} bytes with the header)",
+        "    blk.0.atp_proj.weight        [5, 16]",
+        "give it with --atp, beside its model in -m",
+    ):
+        assert f"{line}\n" in ran.out
+    (row,) = cli("inspect", path, "--json").rows
+    assert row["kind"] == "ATP sidecar"
+    assert row["cuts"] == [1, 3]
+    assert row["tensors"]["blk.2.atp_theta_s.weight"] == [1, 5]
+    assert (row["model"], row["fits"], row["why_not"]) == ("", None, "")
+
+
+def test_inspect_says_whether_a_pair_fits(cli, tmp_path, tiny_files, tiny_model):
+    model = tiny_files[0]
+    own = {"n_layer": 8, "n_embd": 128, "fingerprint": fingerprint_from_gguf(model)}
+    path = example(**own).write_gguf(tmp_path / "atp.gguf")
+    ran = cli("inspect", path, "-m", model, "-t", 1)
+    assert ran.code == 0
+    assert f"fits           {model}: yes\n" in ran.out
+    other = tiny_model("llama", seed=2)
+    ran = cli("inspect", path, "-m", other, "-t", 1)
+    assert ran.code == 0
+    assert (
+        f"fits           {other}: no: the sidecar is for the fingerprint {own['fingerprint']}"
+        in ran.out
+    )
+    (row,) = cli("inspect", path, "-m", other, "-t", 1, "--json").rows
+    assert row["fits"] is False and row["why_not"].startswith("the sidecar is for the fingerprint")
+
+
+def test_inspect_what_is_no_sidecar(cli, tmp_path, tiny_files):
+    path = example().write_gguf(tmp_path / "atp.gguf")
+    ran = cli("inspect", tiny_files[0], "-m", tiny_files[0])
+    assert ran.code == 2 and "not an adapter; -m is for comparing a sidecar with a model" in ran.err
+    ran = cli("inspect", path, "-m", tmp_path / "none.gguf")
+    assert ran.code == 2 and "no such file" in ran.err
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\3\0\0\0\0\0\0\0atp", b"\3\0\0\0\0\0\0\0xyz"))
+    ran = cli("inspect", path)
+    assert ran.code == 2 and "adapter.type must be 'atp', got 'xyz'" in ran.err
+    with pytest.raises(core.ModelError, match=r"adapter.type must be 'atp'"):
+        core.load_sidecar(str(path))
