@@ -97,6 +97,24 @@ def test_an_image_nothing_of_which_is_kept_keeps_its_best():
     assert kept == atp_twin.choose(sidecar, 0, **case)["kept"]
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_fixed_shares_keep_the_best_of_the_live_ones(seed):
+    import torch
+
+    from atp_cpp.train.module import top
+
+    rng = np.random.default_rng(seed)
+    red = rng.integers(0, 6, 20) / 8  # many ties
+    live = rng.permutation(20)[: rng.integers(1, 21)]
+    alive = np.isin(np.arange(20), live).astype(np.float64)
+    count = int(rng.integers(1, 25))
+    theta, kept = top(torch.tensor(red[None]), torch.tensor(alive[None]), torch.tensor([count]))
+    best = sorted(live, key=lambda i: (-red[i], i))
+    assert kept[0].nonzero()[:, 0].tolist() == sorted(best[:count])
+    assert float(theta) <= red[best[:count]].min()
+    assert all(red[i] <= float(theta) for i in best[count:])
+
+
 # -- inside a transformers LLaVA ------------------------------------------------------------------
 
 

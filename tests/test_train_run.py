@@ -322,3 +322,62 @@ def test_bf16_keeps_what_is_trained_in_float32(trainer):
     rows = list(run.steps())
     assert len(rows) == 3 and all(np.isfinite(row.values["loss"]) for row in rows)
     run.finish()
+
+
+# -- the ablation with fixed shares ---------------------------------------------------------------
+
+
+def test_fixed_shares_keep_the_same_count_of_every_question(trainer):
+    run = trainer(mode="full", rule="redundant", fixed=(0.5, 0.25), hard=0.5)
+    heads = {name: p.clone() for name, p in run.trained.items() if name.startswith("heads.")}
+    rows = list(run.steps())
+    assert [rows[-1].values[f"tokens_{i}"] for i in (1, 2)] == [8, 4]  # hard at the end
+    assert rows[0].values["tokens_1"] != 8  # soft at first
+    watched = run.finish()
+    assert watched.kept == (0.5, 0.25)
+    assert all((run.trained[name] == value).all() for name, value in heads.items())
+    assert (run.options.out / "model").exists()
+    assert not (run.options.out / "atp.json").exists()  # the engine has no such module
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"fixed": (0.5, 0.25), "rule": "union"}, "mode full or lora and rule redundant"),
+        ({"fixed": (0.5, 0.25), "mode": "thresholds"}, "mode full or lora and rule redundant"),
+        ({"fixed": (0.5,)}, "expected fixed to be 2 shares"),
+        ({"fixed": (0.25, 0.5)}, "none above the one before"),
+        ({"fixed": (1.5, 0.5)}, "shares in 0 … 1"),
+    ],
+)
+def test_fixed_shares_that_cannot_be_are_refused(trainer, changes, says):
+    with pytest.raises(AtpError, match=says):
+        trainer(**{"mode": "full", "rule": "redundant", **changes})
+
+
+def test_a_run_can_start_from_anothers_weights(trainer, tmp_path):
+    from atp_cpp.train.checkpoint import load_weights
+
+    first = trainer(mode="full", out=tmp_path / "a")
+    assert len(list(first.steps())) == 3
+    first.save()
+    second = trainer(mode="full", rule="redundant", out=tmp_path / "b")
+    load_weights(tmp_path / "a", second.trained)
+    assert second.step == 0
+    assert all((second.trained[name] == p).all() for name, p in first.trained.items())
+    with pytest.raises(AtpError, match="of another model or mode"):
+        load_weights(tmp_path / "a", trainer(mode="lora", out=tmp_path / "c").trained)
+    with pytest.raises(AtpError, match="there is none"):
+        load_weights(tmp_path / "c", second.trained)
+
+
+def test_a_checkpoint_from_before_an_option_had_its_default(trainer, tmp_path):
+    import torch
+
+    run = trainer(mode="thresholds")
+    run.save()
+    path = run.options.out / "checkpoint.pt"
+    content = torch.load(path, weights_only=True)
+    del content["options"]["fixed"]
+    torch.save(content, path)
+    assert trainer(mode="thresholds", resume=True).changed == ()

@@ -17,7 +17,7 @@ FILE_NAME = "checkpoint.pt"
 _VERSION = 1
 # a run with other values of these is another run
 _FIXED = ("mode", "cuts", "score_norm", "divisor", "score", "rule", "n_bins", "n_hidden")
-_FIXED_TOO = ("lora_rank", "seed", "images_per_batch", "questions_per_image")
+_FIXED_TOO = ("fixed", "lora_rank", "seed", "images_per_batch", "questions_per_image")
 _FREE = ("model", "data", "out", "image_dir", "watch", "name", "device", "steps", "minutes")
 
 
@@ -84,15 +84,13 @@ def load_checkpoint(
         AtpError: no checkpoint, a damaged one, or one of a run with other settings.
     """
     path = folder / FILE_NAME
-    try:
-        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise AtpError(f"{path}: no checkpoint to resume; leave out --resume") from None
-    except Exception as error:  # torch raises almost anything on a damaged file
-        raise AtpError(f"{path}: not a checkpoint of a training run: {error}") from error
-    if content.get("version") != _VERSION:
-        raise AtpError(f"{path}: expected version {_VERSION}, got {content.get('version')}")
-    now, before = options.as_plain(), content["options"]
+    if not path.exists():
+        raise AtpError(f"{path}: no checkpoint to resume; leave out --resume")
+    content = _read(path)
+    now = options.as_plain()
+    # options that came after the checkpoint had their defaults
+    defaults = TrainOptions(options.model, options.data, options.out).as_plain()
+    before = {**defaults, **content["options"]}
     for name in (*_FIXED, *_FIXED_TOO):
         if now[name] != before[name]:
             raise AtpError(
@@ -108,6 +106,28 @@ def load_checkpoint(
         if name not in _FREE and now[name] != before[name]
     )
     return RunState(content["step"], content["seconds"], content["data"], changed)
+
+
+def load_weights(folder: Path, trained: dict[str, nn.Parameter]) -> None:
+    """Puts only a saved run's weights in place, for a new run that starts from them.
+
+    Raises:
+        AtpError: no checkpoint, a damaged one, or one of another model or mode.
+    """
+    path = folder / FILE_NAME
+    _copy_weights(_read(path)["trained"], trained, path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise AtpError(f"{path}: expected a training run's checkpoint, there is none") from None
+    except Exception as error:  # torch raises almost anything on a damaged file
+        raise AtpError(f"{path}: not a checkpoint of a training run: {error}") from error
+    if content.get("version") != _VERSION:
+        raise AtpError(f"{path}: expected version {_VERSION}, got {content.get('version')}")
+    return content
 
 
 @torch.no_grad()

@@ -266,6 +266,10 @@ class AtpLlava(nn.Module):
         # a token half alive scores half: nothing where masks are hard, and while they are soft it
         # keeps those about to leave from being sorted among those that stay
         weight = live.detach().clamp(max=1)
+        count = None
+        if self.spec.fixed:
+            images = rows.owner.amax(1) + 1
+            count = images * round(self.spec.fixed[number] * self.grid[0] * self.grid[1])
         decision = self.heads[number](
             s_self * weight,
             s_cross * weight,
@@ -274,6 +278,7 @@ class AtpLlava(nn.Module):
             rows.owner.masked_fill(~rows.there, -1),
             temperature=now.temperature,
             straight=now.straight,
+            count=count,
         )
         rows.mask = rows.mask * decision.mask
         now.decisions.append(decision)

@@ -63,6 +63,12 @@ def load_model(options: TrainOptions) -> tuple[AtpLlava, torch.dtype]:
             f"expected --cuts to be ascending layer counts from 1 to {n_layer - 1}, got "
             f"{','.join(map(str, cuts)) or 'none'}"
         )
+    shares = (1.0, *options.fixed, 0.0)
+    if options.fixed and (len(options.fixed) != len(cuts) or sorted(shares)[::-1] != list(shares)):
+        raise ModelError(
+            f"expected fixed to be {len(cuts)} shares in 0 … 1, none above the one before, got "
+            f"{options.fixed}"
+        )
     torch.manual_seed(options.seed)
     spec = AtpSpec(
         cuts=tuple(cuts),
@@ -72,6 +78,7 @@ def load_model(options: TrainOptions) -> tuple[AtpLlava, torch.dtype]:
         rule=options.rule,
         n_bins=options.n_bins,
         n_hidden=options.n_hidden,
+        fixed=options.fixed,
     )
     side = config["vision_config"]["image_size"] // config["vision_config"]["patch_size"]
     return AtpLlava(model.float(), spec, (side, side)), stored

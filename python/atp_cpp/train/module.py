@@ -92,6 +92,25 @@ def spatial_score(rows: int, cols: int, spec: AtpSpec) -> Tensor:
     return best.reshape(-1)
 
 
+def top(red: Tensor, live: Tensor, count: Tensor) -> tuple[Tensor, Tensor]:
+    """The fixed-ratio ablation: keep the `count` (B,) best of the live scores (B, n).
+
+    Returns:
+        theta: (B,) half-way between the last score kept and the first one dropped.
+        kept: (B, n) bool, `count` of each sample (all if fewer live); ties to the first.
+    """
+    alive = live > ALIVE
+    order = red.masked_fill(~alive, -torch.inf).sort(dim=1, descending=True, stable=True)
+    n_live = alive.sum(1, keepdim=True)
+    last = count[:, None].minimum(n_live).clamp(min=1) - 1  # (B, 1)
+    lowest = order.values.gather(1, last)
+    best_lost = order.values.gather(1, (last + 1).clamp(max=red.shape[1] - 1))
+    theta = torch.where(last + 1 < n_live, (lowest + best_lost) / 2, lowest - 1)
+    place = torch.arange(red.shape[1], device=red.device).expand_as(red)
+    kept = torch.zeros_like(alive).scatter(1, order.indices, place <= last)
+    return theta[:, 0], kept & alive
+
+
 class AtpModule(nn.Module):
     """One learned module: scores of the layer before it -> thresholds -> mask."""
 
@@ -131,6 +150,7 @@ class AtpModule(nn.Module):
         *,
         temperature: float | None,
         straight: bool = False,
+        count: Tensor | None = None,
     ) -> Decision:
         """The mask of one module.
 
@@ -142,12 +162,16 @@ class AtpModule(nn.Module):
             owner: (B, n) image an image token belongs to, -1 on other rows.
             temperature: T of the soft mask sigmoid((score - theta) * T); None for the hard rule.
             straight: hard mask forward, the soft one's gradient backward (our reading).
+            count: (B,) tokens to keep instead of asking the thresholds: see ``top``.
         """
         spec = self.spec
         self_n = normalise(s_self, live, spec.score_norm)
         cross_n = normalise(s_cross, live, spec.score_norm)
         theta_r, theta_s = self.thresholds(self_n, cross_n, live)
         red = {"avg": (self_n + cross_n) / 2, "self": self_n, "cross": cross_n}[spec.score]
+        kept = None
+        if count is not None:
+            theta_r, kept = top(red, live, count)
         parts = []
         if spec.rule != "spatial":
             parts.append(red - theta_r[:, None])
@@ -155,7 +179,7 @@ class AtpModule(nn.Module):
             parts.append(spa - theta_s[:, None])
         margin = torch.stack(parts).amax(0)  # (B, n)
         margin = margin.masked_fill(live <= ALIVE, -torch.inf)
-        hard = (margin > 0).to(red.dtype)
+        hard = (margin > 0 if kept is None else kept).to(red.dtype)
         if temperature is None:
             mask = hard
         else:
@@ -163,15 +187,15 @@ class AtpModule(nn.Module):
             mask = torch.sigmoid(margin * temperature)
             if straight:
                 mask = hard + mask - mask.detach()
-        mask = self._guard(mask, margin, owner)
+        mask = self._guard(mask, margin, hard > 0, owner)
         return Decision(theta_r, theta_s, red, torch.where(owner >= 0, mask, torch.ones_like(mask)))
 
     @staticmethod
-    def _guard(mask: Tensor, margin: Tensor, owner: Tensor) -> Tensor:
+    def _guard(mask: Tensor, margin: Tensor, kept: Tensor, owner: Tensor) -> Tensor:
         """At least one token of each image lives on: the one nearest to being kept (our rule)."""
         for image in range(int(owner.max()) + 1):
             mine = owner == image
-            lost = mine.any(1) & ~((margin > 0) & mine).any(1)
+            lost = mine.any(1) & ~(kept & mine).any(1)
             inside = margin.masked_fill(~mine, -torch.inf)
             # the first of the best; all are -inf where no grid holds any
             first = (mine & (inside == inside.amax(1, keepdim=True))).int().argmax(1, keepdim=True)

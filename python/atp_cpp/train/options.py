@@ -30,6 +30,8 @@ class TrainOptions:
         divisor: of S_self.
         score: held against theta_r.
         rule: which thresholds can keep a token.
+        fixed: ablation: share of the image tokens to keep after each cut instead of learned
+            thresholds. It trains the language model alone, and there is no sidecar for it.
         n_bins: features of each score.
         n_hidden: width of a module.
         steps: to train for; None for no limit.
@@ -70,6 +72,7 @@ class TrainOptions:
     divisor: str = "rows_visible"
     score: str = "avg"
     rule: str = "union"
+    fixed: tuple[float, ...] = ()
     n_bins: int = 64
     n_hidden: int = 64
     steps: int | None = None
@@ -108,6 +111,11 @@ class TrainOptions:
             raise AtpError(f"expected --budget to be a fraction in (0, 1], got {self.budget}")
         if self.minutes is not None and self.minutes < 0:
             raise AtpError(f"expected --minutes of at least 0, got {self.minutes}")
+        if self.fixed and (self.mode == "thresholds" or self.rule != "redundant"):
+            raise AtpError(
+                "fixed shares learn no thresholds: expected mode full or lora and rule redundant, "
+                f"got mode {self.mode} and rule {self.rule}"
+            )
         least = {"steps": 0, "images_per_batch": 1, "questions_per_image": 1, "lora_rank": 1}
         for name, minimum in {**least, "watch_every": 1, "warmup": 0}.items():
             value = getattr(self, name)

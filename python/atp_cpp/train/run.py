@@ -185,9 +185,10 @@ class Trainer:
             merge_adapters(self.llava)
             round_weights(self.llava.model, self.stored_dtype)
         watched = self.watch()
-        n_images = len({item.images[0] for item in self.batches.items})
-        sidecar = sidecar_of(self.llava, self.options, kept=watched.kept, n_images=n_images)
-        sidecar.save_dir(self.options.out)
+        if not self.options.fixed:
+            n_images = len({item.images[0] for item in self.batches.items})
+            sidecar = sidecar_of(self.llava, self.options, kept=watched.kept, n_images=n_images)
+            sidecar.save_dir(self.options.out)
         if self.options.mode != "thresholds":
             folder = self.options.out / MODEL_FOLDER
             save_model(self.llava, self.options.model, folder, self.stored_dtype)

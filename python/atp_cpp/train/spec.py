@@ -24,6 +24,8 @@ class AtpSpec:
         n_bins: features taken from each score's distribution.
         n_hidden: width between the linear layer and the heads.
         activation: identity, relu or silu.
+        fixed: share of the image tokens to keep after each cut, the same for every question: the
+            ablation without learned thresholds, for training alone; () everywhere else.
     """
 
     cuts: tuple[int, ...]
@@ -36,6 +38,7 @@ class AtpSpec:
     n_bins: int = 64
     n_hidden: int = 64
     activation: str = "silu"
+    fixed: tuple[float, ...] = ()
 
 
 def default_cuts(n_layer: int) -> tuple[int, ...]:
