@@ -2,7 +2,9 @@
 
 import math
 import os
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import gguf
 import numpy as np
@@ -12,11 +14,17 @@ from atp_cpp import _core as core
 from atp_cpp.sidecar import AtpSidecar
 from sidecar_files import (
     ARR,
+    F32,
+    I32,
+    STR,
+    U32,
     encode,
     example,
     keys_of,
     tensors_of,
 )
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "sidecar.md"
 
 OTHERS = {
     "as it is": {},
@@ -84,6 +92,28 @@ def test_the_file_is_what_the_schema_says(tmp_path):
     path = tmp_path / "b.gguf"
     path.write_bytes(encode(keys_of(sidecar), tensors_of(sidecar)))
     assert AtpSidecar.read_gguf(path) == sidecar
+
+
+def test_the_docs_name_every_key_and_tensor():
+    """docs/sidecar.md has a row for each, with the type it has in the file."""
+    types = {
+        STR: "str",
+        U32: "u32",
+        F32: "f32",
+        (ARR, I32): "array of i32",
+        (ARR, F32): "array of f32",
+    }
+    stored = {
+        key: types[kind if kind != ARR else (ARR, value[0])]
+        for key, (kind, value) in keys_of(example()).items()
+    }
+    rows = re.findall(
+        r"^\| `([^`]+)` \| ([^|]+) \|", DOCS.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    documented = {key: kind for key, kind in rows if "<il>" not in key}
+    assert documented == stored
+    parts = {key.replace("<il>", "0") for key, _ in rows if "<il>" in key}
+    assert parts == {name for name in tensors_of(example()) if name.startswith("blk.0.")}
 
 
 def test_numbers_are_what_the_file_can_hold():
