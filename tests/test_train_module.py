@@ -353,13 +353,19 @@ def test_gradients_are_finite_also_when_next_to_nothing_is_left(
 ):
     import torch
 
-    from atp_cpp.train.losses import answer_loss, mean_tokens, sparsity_loss, target_loss
+    from atp_cpp.train.losses import (
+        answer_loss,
+        mean_tokens,
+        running_mean,
+        sparsity_loss,
+        target_loss,
+    )
 
     llava, _ = make(folder, seed=1, **fields)
     hidden, now = run(llava, prompts, temperature=temperature, straight=straight)
     mean = mean_tokens(now, CUTS, N_LAYER, N)
     loss = answer_loss(llava, hidden, now, prompts["labels"])
-    loss = loss + sparsity_loss(now, N) + target_loss(mean, 0.3 * N, N)
+    loss = loss + sparsity_loss(now, N) + target_loss(mean, running_mean(None, mean), 0.3 * N, N)
     loss.backward()
     for name, parameter in llava.heads.named_parameters():
         assert parameter.grad is not None and parameter.grad.isfinite().all(), name
@@ -372,7 +378,7 @@ def test_gradients_are_finite_also_when_next_to_nothing_is_left(
 def test_the_losses_are_their_formulas(folder, prompts):
     import torch
 
-    from atp_cpp.train.losses import mean_tokens, sparsity_loss, target_loss
+    from atp_cpp.train.losses import mean_tokens, running_mean, sparsity_loss, target_loss
 
     llava, _ = make(folder, seed=1)
     with torch.no_grad():
@@ -383,8 +389,14 @@ def test_the_losses_are_their_formulas(folder, prompts):
     assert mean.numpy() == pytest.approx(expected, rel=1e-6)
     sparsity = (1 * first.mean() + 2 * second.mean()) / N
     assert float(sparsity_loss(now, N)) == pytest.approx(sparsity, rel=1e-6)
-    assert float(target_loss(mean, 3.0, N)) == pytest.approx(abs(expected.mean() - 3) / N, rel=1e-5)
-    assert float(target_loss(mean, float(mean.mean()), N)) == 0.0
+    assert running_mean(None, mean) == pytest.approx(expected.mean(), rel=1e-6)
+    assert running_mean(100.0, mean) == pytest.approx(70 + 0.3 * expected.mean(), rel=1e-6)
+    counts = mean.clone().requires_grad_()
+    for running, pull in ((3.0 + N, 1.0), (3.0, 0.0), (3.0 + 0.025 * N, 0.5), (3.0 - N, -1.0)):
+        loss = target_loss(counts, running, 3.0, N)
+        (slope,) = torch.autograd.grad(loss, counts)
+        assert float(loss.detach()) == pytest.approx(abs(running - 3) / N, abs=1e-6)
+        assert slope.numpy() == pytest.approx(pull / (N * len(mean)), abs=1e-7)
 
 
 @pytest.mark.parametrize(("drop_below", "most"), [(1e-2, 1e-4), (1e-3, 1e-6), (1e-5, 1e-9)])

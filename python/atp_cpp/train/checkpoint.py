@@ -29,12 +29,14 @@ class RunState:
         step: steps done.
         seconds: of training so far, all sessions together.
         data: the place in the stream of batches.
+        running_mean: of the layer-mean counts.
         changed: options that are not what they were, "name: before -> now".
     """
 
     step: int
     seconds: float
     data: dict[str, int]
+    running_mean: float | None
     changed: tuple[str, ...] = ()
 
 
@@ -56,6 +58,7 @@ def save_checkpoint(
         "step": state.step,
         "seconds": state.seconds,
         "data": state.data,
+        "running_mean": state.running_mean,
         "trained": {name: p.detach() for name, p in trained.items()},
         "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
@@ -105,7 +108,9 @@ def load_checkpoint(
         for name in now
         if name not in _FREE and now[name] != before[name]
     )
-    return RunState(content["step"], content["seconds"], content["data"], changed)
+    return RunState(
+        content["step"], content["seconds"], content["data"], content["running_mean"], changed
+    )
 
 
 def load_weights(folder: Path, trained: dict[str, nn.Parameter]) -> None:

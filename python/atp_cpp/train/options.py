@@ -79,17 +79,17 @@ class TrainOptions:
     minutes: float | None = None
     images_per_batch: int = 4
     questions_per_image: int = 4
-    lr_heads: float = 3e-3
+    lr_heads: float = 1e-3
     lr_llm: float = 3e-4
     lambda_atp: float = 0.01
-    lambda_target: float = 4.0
+    lambda_target: float = 2.0
     warmup: int = 30
     cooldown: float = 0.4
     clip: float = 1.0
-    temperature: float = 10.0
+    temperature: float = 20.0
     temperature_end: float = 100.0
-    hard: float = 0.3
-    budget_start: float = 0.45
+    hard: float = 0.25
+    budget_start: float = 0.35
     ease: float = 0.4
     drop_below: float = 0.05
     lora_rank: int = 16
@@ -144,7 +144,7 @@ class TrainOptions:
     def mask(self, progress: float) -> tuple[float, bool]:
         """(temperature, whether masks are hard forward) at `progress` of the run.
 
-        10 to 100 as in restatements of ATP-LLaVA; the rise and the hard share are our decision:
+        Restatements of ATP-LLaVA give 10 or 100; the rise from 20 and the hard share are ours:
         what is trained last is what runs later.
         """
         soft = 1 - self.hard

@@ -21,7 +21,7 @@ from atp_cpp.train.options import TrainOptions
 from atp_cpp.train.step import Watched, n_image_tokens, step_loss, watch
 
 _COLUMNS = ("seconds", "loss", "loss_answers", "loss_sparsity", "loss_target", "mean_tokens")
-_MORE_COLUMNS = ("grad_norm", "lr_heads", "lr_llm", "temperature")
+_MORE_COLUMNS = ("running_mean", "grad_norm", "lr_heads", "lr_llm", "temperature")
 _WATCH_COLUMNS = ("watch_accuracy", "watch_loss", "watch_mean_tokens")
 
 
@@ -44,6 +44,7 @@ class Trainer:
     Attributes:
         step: steps done.
         n_steps: of the whole run; None where only the clock ends it.
+        running_mean: of the layer-mean counts, in tokens; None before the first step.
         changed: options that differ from the resumed run's.
 
     Raises:
@@ -69,6 +70,7 @@ class Trainer:
                 f"{self.llava.grid[0]} x {self.llava.grid[1]}"
             )
         self.step, self._seconds_before = 0, 0.0
+        self.running_mean: float | None = None
         self.changed: tuple[str, ...] = ()
         if resume:
             self._resume()
@@ -90,7 +92,7 @@ class Trainer:
         state = load_checkpoint(self.options.out, self.options, self.trained, self.optimizer)
         self.batches.load_state_dict(state.data)
         self.step, self._seconds_before = state.step, state.seconds
-        self.changed = state.changed
+        self.running_mean, self.changed = state.running_mean, state.changed
 
     @property
     def seconds(self) -> float:
@@ -139,7 +141,7 @@ class Trainer:
             group["lr"] = group["peak"] * rate
         batch = next(self.batches).to(self.device)
         try:
-            loss = step_loss(self.llava, batch, self.options, progress)
+            loss = step_loss(self.llava, batch, self.options, progress, self.running_mean)
             if not math.isfinite(loss.values["loss"]):
                 raise AtpError(
                     f"the loss is {loss.values['loss']} at step {self.step + 1}; lower --lr-llm or "
@@ -155,6 +157,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.options.clip)
         self.optimizer.step()
         self.step += 1
+        self.running_mean = loss.values["running_mean"]
         values = {"seconds": self.seconds, **loss.values, "grad_norm": float(norm)}
         for name, group in zip(("lr_heads", "lr_llm"), self.optimizer.param_groups, strict=False):
             values[name] = group["lr"]
@@ -171,7 +174,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes the checkpoint."""
-        state = RunState(self.step, self.seconds, self.batches.state_dict())
+        state = RunState(self.step, self.seconds, self.batches.state_dict(), self.running_mean)
         save_checkpoint(self.options.out, state, self.options, self.trained, self.optimizer)
 
     def finish(self) -> Watched:

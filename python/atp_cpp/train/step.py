@@ -14,6 +14,7 @@ from atp_cpp.train.losses import (
     answer_loss,
     exact,
     mean_tokens,
+    running_mean,
     sparsity_loss,
     target_loss,
 )
@@ -76,7 +77,13 @@ def run_batch(
         return hidden, now, answer_loss(llava, hidden, now, batch.labels)
 
 
-def step_loss(llava: AtpLlava, batch: Batch, options: TrainOptions, progress: float) -> StepLoss:
+def step_loss(
+    llava: AtpLlava,
+    batch: Batch,
+    options: TrainOptions,
+    progress: float,
+    running: float | None = None,
+) -> StepLoss:
     """The training loss: answers + lambda_atp * sparsity + lambda_target * distance to budget."""
     temperature, straight = options.mask(progress)
     _, now, answers = run_batch(
@@ -85,7 +92,8 @@ def step_loss(llava: AtpLlava, batch: Batch, options: TrainOptions, progress: fl
     n_layer, n_tokens = len(llava.language.layers), n_image_tokens(llava)
     mean = mean_tokens(now, llava.spec.cuts, n_layer, n_tokens)
     sparsity = sparsity_loss(now, n_tokens)
-    target = target_loss(mean, options.target(progress) * n_tokens, n_tokens)
+    running = running_mean(running, mean)
+    target = target_loss(mean, running, options.target(progress) * n_tokens, n_tokens)
     total = answers + options.lambda_atp * sparsity + options.lambda_target * target
     shown = {
         "loss": total,
@@ -96,7 +104,7 @@ def step_loss(llava: AtpLlava, batch: Batch, options: TrainOptions, progress: fl
         **{f"tokens_{i}": count.mean() for i, count in enumerate(now.counts, start=1)},
     }
     values = {name: float(value.detach()) for name, value in shown.items()}
-    return StepLoss(total, {**values, "temperature": temperature})
+    return StepLoss(total, {**values, "running_mean": running, "temperature": temperature})
 
 
 def _precision(batch: Batch, options: TrainOptions) -> torch.autocast:
