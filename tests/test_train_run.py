@@ -212,6 +212,47 @@ def test_the_command_trains_and_writes_a_sidecar(checkpoint, llava_json, tmp_pat
     assert json.loads((out / "atp.json").read_text()) == meta
 
 
+def test_the_clock_can_end_a_run(trainer):
+    run = trainer(mode="thresholds", steps=None, minutes=0.02)
+    rows = list(run.steps())
+    assert rows and rows[-1].values["seconds"] >= 0.02 * 60
+    rates = [row.values["lr_heads"] for row in rows]
+    assert rates[-1] < max(rates)
+    assert run.n_steps is None and run.progress == 1
+
+
+def test_without_a_limit_it_is_one_pass(trainer, tmp_path):
+    run = trainer(mode="thresholds", steps=None)
+    assert run.n_steps == 3  # five images, one is watched, two a step
+    assert (
+        trainer(mode="thresholds", steps=None, out=tmp_path / "b", images_per_batch=3).n_steps == 2
+    )
+
+
+def test_checkpoints_are_written_on_the_way(trainer):
+    run = trainer(mode="thresholds", save_minutes=0)
+    steps = run.steps()
+    next(steps)
+    assert run.options.out.joinpath("checkpoint.pt").exists()
+    steps.close()
+    again = trainer(mode="thresholds", save_minutes=0, resume=True)
+    assert again.step == 1
+    assert [row.step for row in again.steps()] == [2, 3]
+
+
+def test_a_run_that_crashed_after_its_checkpoint_repeats_the_steps(trainer):
+    run = trainer(mode="thresholds", steps=4)
+    rows = run.steps()
+    next(rows)
+    run.save()
+    expected = [next(rows).values["loss"] for _ in range(2)]
+    rows.close()  # nothing saved of these two
+    again = trainer(mode="thresholds", steps=4, resume=True)
+    assert [row.values["loss"] for row in again.steps()][:2] == expected
+    lines = (run.options.out / "curve.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step", "1", "2", "3", "4"]
+
+
 def test_an_interrupt_saves_and_says_how_to_go_on(
     checkpoint, llava_json, tmp_path, capsys, monkeypatch
 ):

@@ -182,7 +182,7 @@ def _described(watched: Watched, trainer: Trainer) -> str:
     kept = _listed(round(share * n_tokens) for share in watched.kept)
     return (
         f"held-out accuracy {watched.accuracy:.3f}, loss {watched.loss:.3f}, mean tokens "
-        f"{watched.mean_tokens:.1f} of {n_tokens}, kept {kept}"
+        f"{watched.mean_tokens:.1f} (std {watched.std_tokens:.1f}) of {n_tokens}, kept {kept}"
     )
 
 

@@ -22,7 +22,7 @@ from atp_cpp.train.step import Watched, n_image_tokens, step_loss, watch
 
 _COLUMNS = ("seconds", "loss", "loss_answers", "loss_sparsity", "loss_target", "mean_tokens")
 _MORE_COLUMNS = ("running_mean", "grad_norm", "lr_heads", "lr_llm", "temperature")
-_WATCH_COLUMNS = ("watch_accuracy", "watch_loss", "watch_mean_tokens")
+_WATCH_COLUMNS = ("watch_accuracy", "watch_loss", "watch_mean_tokens", "watch_std_tokens")
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,9 @@ class Trainer:
         Raises:
             AtpError: the loss is not a number, or memory is short.
         """
-        counts = [f"tokens_{i}" for i in range(1, len(self.llava.spec.cuts) + 1)]
-        columns = [*_COLUMNS, *counts, *_MORE_COLUMNS, *_WATCH_COLUMNS]
+        numbers = range(1, len(self.llava.spec.cuts) + 1)
+        each = [f"{name}_{i}" for i in numbers for name in ("tokens", "theta_r", "theta_s")]
+        columns = [*_COLUMNS, *each, *_MORE_COLUMNS, *_WATCH_COLUMNS]
         curve = Curve(self.options.out, columns, after_step=self.step)
         saved = time.monotonic()
         try:
@@ -166,6 +167,7 @@ class Trainer:
             values["watch_accuracy"] = watched.accuracy
             values["watch_loss"] = watched.loss
             values["watch_mean_tokens"] = watched.mean_tokens
+            values["watch_std_tokens"] = watched.std_tokens
         return StepRow(self.step, values, watched)
 
     def watch(self) -> Watched:

@@ -42,6 +42,7 @@ class Watched:
         accuracy: share of questions whose every answer token is the likeliest one.
         loss: of the answers.
         mean_tokens: live image tokens, mean over layers and questions.
+        std_tokens: how much the mean over layers differs from question to question.
         kept: share of the image tokens alive after each cut.
         per_kind: accuracy of each kind of question.
     """
@@ -49,6 +50,7 @@ class Watched:
     accuracy: float
     loss: float
     mean_tokens: float
+    std_tokens: float
     kept: tuple[float, ...]
     per_kind: dict[str, float]
 
@@ -101,8 +103,10 @@ def step_loss(
         "loss_sparsity": sparsity,
         "loss_target": target,
         "mean_tokens": mean.mean(),
-        **{f"tokens_{i}": count.mean() for i, count in enumerate(now.counts, start=1)},
     }
+    for i, (count, made) in enumerate(zip(now.counts, now.decisions, strict=True), start=1):
+        shown[f"tokens_{i}"] = count.mean()
+        shown[f"theta_r_{i}"], shown[f"theta_s_{i}"] = made.theta_r.mean(), made.theta_s.mean()
     values = {name: float(value.detach()) for name, value in shown.items()}
     return StepLoss(total, {**values, "running_mean": running, "temperature": temperature})
 
@@ -149,6 +153,7 @@ def watch(
         _share(right),
         float(torch.stack(losses).sum()) / n,
         float(torch.cat(means).mean()),
+        float(torch.cat(means).std(correction=0)),
         tuple(kept.tolist()),
         per_kind,
     )
