@@ -7,72 +7,13 @@ import signal
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from atp_cpp.cli import main
 from atp_cpp.errors import AtpError, ModelError
-from tiny_llava_hf import DEMO_HF, N_LAYER, SIDE, write_tiny_llava
+from tiny_llava_hf import DEMO_HF
 
+pytest_plugins = ("fixtures_train",)
 pytestmark = pytest.mark.torch
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return write_tiny_llava(tmp_path_factory.mktemp("tiny") / "tiny-llava")
-
-
-@pytest.fixture(scope="module")
-def llava_json(tmp_path_factory):
-    """LLaVA's own format: images of noise, two turns each."""
-    folder = tmp_path_factory.mktemp("data")
-    entries = []
-    for number in range(6):
-        pixels = np.random.default_rng(number).integers(0, 256, (60, 50, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number}.png")
-        said = ["<image>\nwhat color is the circle?", ("red", "blue")[number % 2]]
-        said += ["how many shapes are there?", str(number)]
-        talk = [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(said)]
-        entries.append({"id": str(number), "image": f"{number}.png", "conversations": talk})
-    (folder / "llava.json").write_text(json.dumps(entries))
-    return folder / "llava.json"
-
-
-@pytest.fixture
-def options(checkpoint, llava_json, tmp_path):
-    """`options(**changes) -> TrainOptions` of a short run."""
-    from atp_cpp.train.options import TrainOptions
-
-    def make(**changes):
-        given = {
-            "model": checkpoint, "data": llava_json, "out": tmp_path / "run", "cuts": (1, 3),
-            "budget": 0.5, "steps": 3, "images_per_batch": 2, "questions_per_image": 2,
-            "warmup": 1, "watch_every": 2, "device": "cpu", "lr_llm": 1e-3,
-        }  # fmt: skip
-        return TrainOptions(**{**given, **changes})
-
-    return make
-
-
-@pytest.fixture
-def trainer(options):
-    """`trainer(resume=False, **changes) -> Trainer`; closed at the end."""
-    from atp_cpp.train.run import Trainer
-
-    made = []
-
-    def make(resume=False, **changes):
-        made.append(Trainer(options(**changes), resume=resume))
-        return made[-1]
-
-    yield make
-    for one in made:
-        one.close()
-
-
-def weights(folder):
-    from safetensors.numpy import load_file
-
-    return load_file(folder / "model.safetensors")
 
 
 def losses(rows):
@@ -105,98 +46,10 @@ def test_an_interrupted_run_goes_on_exactly(trainer, tmp_path, mode):
     assert [bool(row["watch_accuracy"]) for row in curve] == [False, True, False, True, False]
 
 
-def test_thresholds_leave_the_language_model_alone(trainer, checkpoint):
-    run = trainer(mode="thresholds")
-    before = {name: p.clone() for name, p in run.llava.named_parameters()}
-    assert len(list(run.steps())) == 3
-    run.finish()
-    for name, parameter in run.llava.named_parameters():
-        same = bool((parameter == before[name]).all())
-        assert same != name.startswith("heads."), name
-    assert not (run.options.out / "model").exists()
-    from atp_cpp.sidecar import AtpSidecar, fingerprint_from_arrays
-
-    sidecar = AtpSidecar.load_dir(run.options.out)
-    stored = weights(checkpoint)
-    assert sidecar.fingerprint == fingerprint_from_arrays(norms(stored))
-
-
-def norms(stored):
-    prefix = next(n for n in stored if n.endswith("layers.0.input_layernorm.weight")).split(
-        "layers."
-    )[0]
-    yield stored[prefix + "norm.weight"].astype(np.float32)
-    for il in range(N_LAYER):
-        for part in ("input_layernorm", "post_attention_layernorm"):
-            yield stored[f"{prefix}layers.{il}.{part}.weight"].astype(np.float32)
-
-
-@pytest.mark.parametrize("mode", ["full", "lora"])
-def test_a_tuned_model_is_saved_as_it_was_watched(trainer, tmp_path, mode):
-    from atp_cpp.sidecar import AtpSidecar, fingerprint_from_arrays
-
-    half = write_tiny_llava(tmp_path / "half", dtype="float16")
-    run = trainer(model=half, mode=mode, name="small")
-    assert len(list(run.steps())) == 3
-    watched = run.finish()
-    folder = run.options.out / "model"
-    old, new = weights(half), weights(folder)
-    assert {n: (v.shape, v.dtype) for n, v in old.items()} == {
-        n: (v.shape, v.dtype) for n, v in new.items()
-    }
-    for name in old:
-        changed = (old[name] != new[name]).any()
-        tuned = "language_model" in name and "embed" not in name
-        assert changed or not tuned or "lm_head" in name, name
-        if "vision" in name or "projector" in name or (mode == "lora" and "embed" in name):
-            assert not changed, name
-    assert (
-        old[next(n for n in old if "lm_head" in n)] != new[next(n for n in new if "lm_head" in n)]
-    ).any() == (mode == "full")
-    sidecar = AtpSidecar.load_dir(run.options.out)
-    assert sidecar.fingerprint == fingerprint_from_arrays(norms(new))
-    assert sidecar.fingerprint != fingerprint_from_arrays(norms(old))
-    assert (sidecar.name, sidecar.base_name, sidecar.mode) == ("atp-small", "small", mode)
-    assert sidecar.kept == pytest.approx(watched.kept)
-    assert sidecar.grid == (SIDE, SIDE) and sidecar.cuts == (1, 3)
-    # what was written, read again with the sidecar's heads, gives the same figures
-    again = trainer(model=folder, mode="thresholds", out=tmp_path / "again")
-    copy_heads(sidecar, again.llava)
-    assert again.watch().loss == pytest.approx(watched.loss, rel=1e-4)
-    assert again.watch().kept == pytest.approx(watched.kept)
-
-
-def copy_heads(sidecar, llava):
-    import torch
-
-    with torch.no_grad():
-        for cut, head in zip(sidecar.cuts, llava.heads, strict=True):
-            for part in ("proj", "theta_r", "theta_s"):
-                for kind, value in getattr(head, part).named_parameters():
-                    value.copy_(
-                        torch.from_numpy(sidecar.tensors[f"blk.{cut - 1}.atp_{part}.{kind}"])
-                    )
-
-
-def test_adapters_start_at_nothing_and_merge_exactly(trainer, tmp_path):
-    plain = trainer(mode="thresholds", out=tmp_path / "p")
-    run = trainer(mode="lora", out=tmp_path / "l")
-    assert run.watch().loss == pytest.approx(plain.watch().loss, rel=1e-6)
-    for _ in run.steps():
-        pass
-    from atp_cpp.train.modes import merge_adapters
-
-    before = run.watch()
-    assert before.loss != pytest.approx(plain.watch().loss, rel=1e-6)
-    merge_adapters(run.llava)
-    assert run.watch().loss == pytest.approx(before.loss, rel=1e-4)
-    assert not [name for name, _ in run.llava.named_modules() if name.endswith(".down")]
-
-
-def test_the_command_trains_and_writes_a_sidecar(checkpoint, llava_json, tmp_path, capsys):
+def test_the_command_trains_and_writes_a_sidecar(tiny_llava, llava_json, tmp_path, capsys):
     out = tmp_path / "out"
     command = [
-        "train", "-m", str(checkpoint), "--data", str(llava_json), "--out", str(out), "--mode",
+        "train", "-m", str(tiny_llava), "--data", str(llava_json), "--out", str(out), "--mode",
         "thresholds", "--cuts", "2", "--steps", "2", "--images-per-batch", "2", "--device", "cpu",
     ]  # fmt: skip
     assert main(command) == 0
@@ -254,7 +107,7 @@ def test_a_run_that_crashed_after_its_checkpoint_repeats_the_steps(trainer):
 
 
 def test_an_interrupt_saves_and_says_how_to_go_on(
-    checkpoint, llava_json, tmp_path, capsys, monkeypatch
+    tiny_llava, llava_json, tmp_path, capsys, monkeypatch
 ):
     from atp_cpp.train.run import Trainer
 
@@ -269,7 +122,7 @@ def test_an_interrupt_saves_and_says_how_to_go_on(
     monkeypatch.setattr(Trainer, "_one", then_interrupt)
     out = tmp_path / "out"
     command = [
-        "train", "-m", str(checkpoint), "--data", str(llava_json), "--out", str(out), "--mode",
+        "train", "-m", str(tiny_llava), "--data", str(llava_json), "--out", str(out), "--mode",
         "thresholds", "--steps", "3", "--device", "cpu",
     ]  # fmt: skip
     assert main(command) == 130
@@ -295,9 +148,9 @@ def test_another_runs_checkpoint_is_refused(trainer, changes, says):
 
 
 def test_a_changed_rate_is_taken_and_named(trainer):
-    trainer(mode="thresholds").save()
+    trainer(mode="thresholds", lr_heads=0.25).save()
     assert trainer(mode="thresholds", lr_heads=0.5, resume=True).changed == (
-        "lr_heads: 0.003 -> 0.5",
+        "lr_heads: 0.25 -> 0.5",
     )
 
 
@@ -350,22 +203,6 @@ def test_only_llava_checkpoints(trainer, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match="cannot be loaded"):
         trainer(model=tmp_path)
-
-
-def test_bf16_keeps_what_is_trained_in_float32(trainer):
-    import torch
-
-    run = trainer(mode="lora", dtype="bf16")
-    for name, parameter in run.llava.named_parameters():
-        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), (
-            name
-        )
-    rows = list(run.steps())
-    assert len(rows) == 3 and all(np.isfinite(row.values["loss"]) for row in rows)
-    run.finish()
-
-
-# -- the ablation with fixed shares ---------------------------------------------------------------
 
 
 def test_fixed_shares_keep_the_same_count_of_every_question(trainer):

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from transformers import LlavaForConditionalGeneration
 
 from atp_cpp.sidecar import AtpSidecar, fingerprint_from_arrays
 from atp_cpp.train.insert import AtpLlava
+from atp_cpp.train.modes import adapters
 from atp_cpp.train.options import TrainOptions
 
 MODEL_FOLDER = "model"
@@ -35,13 +38,19 @@ def name_of(options: TrainOptions) -> str:
 
 
 def sidecar_of(
-    llava: AtpLlava, options: TrainOptions, *, kept: tuple[float, ...], n_images: int
+    llava: AtpLlava,
+    options: TrainOptions,
+    *,
+    fingerprint: str,
+    kept: tuple[float, ...],
+    n_images: int,
 ) -> AtpSidecar:
     """The modules with everything the engine has to know.
 
     Args:
         llava: after training.
         options: of the run.
+        fingerprint: of the decoder it belongs to.
         kept: share of the image tokens alive after each cut, on held-out questions.
         n_images: trained on.
     """
@@ -54,7 +63,7 @@ def sidecar_of(
         n_layer=text.num_hidden_layers,
         n_embd=text.hidden_size,
         n_head=text.num_attention_heads,
-        fingerprint=fingerprint_from_arrays(norm.float().cpu().numpy() for norm in _norms(llava)),
+        fingerprint=fingerprint,
         grid=llava.grid,
         score_norm=spec.score_norm,
         divisor=spec.divisor,
@@ -84,12 +93,13 @@ def tensors_of(llava: AtpLlava) -> dict[str, NDArray[np.float32]]:
     return out
 
 
-def _norms(llava: AtpLlava) -> list[torch.Tensor]:
-    language = llava.language
+def fingerprint_of(model: Any) -> str:
+    """Of the decoder of a LlavaForConditionalGeneration, as its weights are now."""
+    language = model.model.language_model
     norms = [language.norm.weight]
     for layer in language.layers:
         norms += [layer.input_layernorm.weight, layer.post_attention_layernorm.weight]
-    return [norm.detach() for norm in norms]
+    return fingerprint_from_arrays(norm.detach().float().cpu().numpy() for norm in norms)
 
 
 @torch.no_grad()
@@ -99,11 +109,26 @@ def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
         parameter.data = parameter.data.to(dtype).to(parameter.dtype)
 
 
-def save_model(llava: AtpLlava, source: Path, target: Path, dtype: torch.dtype) -> None:
+@torch.no_grad()
+def tuned_checkpoint(llava: AtpLlava, source: Path, dtype: torch.dtype) -> Any:
+    """The source's checkpoint with what was trained put in; adapters must not be merged yet.
+
+    It is read again, so that weights that were frozen (in bfloat16, perhaps) are the source's own.
+    """
+    model: Any = LlavaForConditionalGeneration.from_pretrained(source, dtype=dtype)
+    ours = {name: p for name, p in llava.model.named_parameters() if p.requires_grad}
+    added = dict(adapters(llava.model))
+    for name, parameter in model.named_parameters():
+        if name in ours:
+            parameter.copy_(ours[name])
+        elif name in added:
+            parameter.copy_(parameter.float() + added[name].to(parameter.device))
+    return model
+
+
+def save_checkpoint_folder(model: Any, source: Path, target: Path) -> None:
     """The whole checkpoint in its own form and type, with the source's tokenizer and processor."""
     shutil.copytree(
         source, target, ignore=shutil.ignore_patterns(*_WEIGHTS, ".*"), dirs_exist_ok=True
     )
-    llava.model.config.dtype = dtype
-    state = {name: value.to(dtype) for name, value in llava.model.state_dict().items()}
-    llava.model.save_pretrained(target, state_dict=state)
+    model.save_pretrained(target)

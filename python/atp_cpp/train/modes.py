@@ -33,10 +33,14 @@ class LoraLinear(nn.Module):
         return base + added.to(base.dtype)
 
     @torch.no_grad()
+    def added(self) -> Tensor:
+        """What the adapter adds to the layer's weight (out, in), float32."""
+        return self.SCALE * (self.up.weight.float() @ self.down.weight.float())
+
+    @torch.no_grad()
     def merged(self) -> nn.Linear:
         """The linear layer that computes the same."""
-        added = self.SCALE * (self.up.weight.float() @ self.down.weight.float())
-        self.base.weight.copy_(self.base.weight.float() + added)
+        self.base.weight.copy_(self.base.weight.float() + self.added())
         return self.base
 
 
@@ -67,6 +71,13 @@ def prepare(llava: AtpLlava, mode: str, lora_rank: int, frozen_dtype: torch.dtyp
 def trained(llava: AtpLlava) -> dict[str, nn.Parameter]:
     """Name -> parameter, of everything that is trained."""
     return {name: p for name, p in llava.named_parameters() if p.requires_grad}
+
+
+def adapters(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(name of a weight without its adapter, what the adapter adds to it), of all below `root`."""
+    for name, module in root.named_modules():
+        if isinstance(module, LoraLinear):
+            yield f"{name}.weight", module.added()
 
 
 def merge_adapters(llava: AtpLlava) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -14,11 +15,20 @@ from atp_cpp.errors import AtpError
 from atp_cpp.train.checkpoint import FILE_NAME, RunState, load_checkpoint, save_checkpoint
 from atp_cpp.train.curve import Curve
 from atp_cpp.train.data import load_processor
-from atp_cpp.train.export import MODEL_FOLDER, round_weights, save_model, sidecar_of
+from atp_cpp.train.export import (
+    MODEL_FOLDER,
+    fingerprint_of,
+    round_weights,
+    save_checkpoint_folder,
+    sidecar_of,
+    tuned_checkpoint,
+)
 from atp_cpp.train.loading import load_data, load_model, pick_device, torch_dtype
 from atp_cpp.train.modes import merge_adapters, prepare, trained
 from atp_cpp.train.options import TrainOptions
 from atp_cpp.train.step import Watched, n_image_tokens, step_loss, watch
+
+_log = logging.getLogger(__name__)
 
 _COLUMNS = ("seconds", "loss", "loss_answers", "loss_sparsity", "loss_target", "mean_tokens")
 _MORE_COLUMNS = ("running_mean", "grad_norm", "lr_heads", "lr_llm", "temperature")
@@ -58,6 +68,7 @@ class Trainer:
         self.device = pick_device(options.device)
         processor = load_processor(options.model)
         self.llava, self.stored_dtype = load_model(options)
+        self._base_fingerprint = fingerprint_of(self.llava.model)
         prepare(self.llava, options.mode, options.lora_rank, torch_dtype(options.dtype))
         self.llava.to(self.device)
         self.trained = trained(self.llava)
@@ -186,18 +197,38 @@ class Trainer:
         own type, so that they belong to what was written.
         """
         self.save()
+        fingerprint = self._base_fingerprint
         if self.options.mode != "thresholds":
-            merge_adapters(self.llava)
-            round_weights(self.llava.model, self.stored_dtype)
+            fingerprint = self._save_tuned()
         watched = self.watch()
         if not self.options.fixed:
             n_images = len({item.images[0] for item in self.batches.items})
-            sidecar = sidecar_of(self.llava, self.options, kept=watched.kept, n_images=n_images)
+            sidecar = sidecar_of(
+                self.llava,
+                self.options,
+                fingerprint=fingerprint,
+                kept=watched.kept,
+                n_images=n_images,
+            )
             sidecar.save_dir(self.options.out)
-        if self.options.mode != "thresholds":
-            folder = self.options.out / MODEL_FOLDER
-            save_model(self.llava, self.options.model, folder, self.stored_dtype)
         return watched
+
+    def _save_tuned(self) -> str:
+        """Writes the tuned checkpoint, makes the model here the same; returns its fingerprint."""
+        source, folder = self.options.model, self.options.out / MODEL_FOLDER
+        tuned = tuned_checkpoint(self.llava, source, self.stored_dtype)
+        save_checkpoint_folder(tuned, source, folder)
+        fingerprint = fingerprint_of(tuned)
+        if fingerprint == self._base_fingerprint:
+            _log.warning(
+                "%s: the decoder's norms are still those of %s in its file type, so a sidecar of "
+                "one is taken for the other's; train longer, or take care not to mix them",
+                folder,
+                source,
+            )
+        merge_adapters(self.llava)
+        round_weights(self.llava.model, self.stored_dtype)
+        return fingerprint
 
     def close(self) -> None:
         """Ends the threads that read images."""
