@@ -178,7 +178,9 @@ def run(folder: Path, n_files: int, seed: int) -> dict[str, Any]:
     start = time.perf_counter()
     for i in range(n_files):
         kind = KINDS[i % len(KINDS)]
-        path.write_bytes(kind(rng))
+        content = kind(rng)
+        path.unlink()  # a new file: ext4 writes one that is cut to nothing and closed to the disk
+        path.write_bytes(content)
         try:
             sidecar = AtpSidecar.read_gguf(path)
         except ModelError as error:

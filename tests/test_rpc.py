@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from atp_cpp import _core as core
+from atp_cpp.sidecar import fingerprint_from_gguf
 from invariants import (
     nothing_leaks,
     pruned_equals_masked,
@@ -158,6 +159,14 @@ def test_kv_bytes_on_both_backends_fall_with_what_is_kept(make_rpc_rig):
         measured.append(staged.kv_bytes)
     assert measured[2] < measured[1] < measured[0]
     assert staged.n_cells == [768, 256], "in steps of 256 where a device may want them"
+
+
+def test_a_model_keeps_its_fingerprint(device, tiny_model, n_gpu_layers):
+    """The norms are read from where they are."""
+    params = core.ModelParams(
+        str(tiny_model("llama")), n_ctx=64, n_threads=1, n_gpu_layers=n_gpu_layers
+    )
+    assert core.model_fingerprint(params) == fingerprint_from_gguf(tiny_model("llama"))
 
 
 def test_captions_with_the_tower_on_the_device(

@@ -9,8 +9,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
 import sidecar_fuzz
 
 
@@ -37,15 +35,10 @@ def fuzz(folder, n_files, seed, timeout):
     return outcomes
 
 
-def test_two_thousand(tmp_path):
-    fuzz(tmp_path, 2_100, seed=1, timeout=120)
-
-
-@pytest.mark.slow
-def test_twenty_thousand(tmp_path):
-    """2.5 s of CPU for 10,000 files."""
-    outcomes = fuzz(tmp_path, 21_000, seed=2, timeout=600)
-    assert outcomes["header refused"] > 5_000
+def test_ten_thousand(tmp_path):
+    """2.4 s of CPU."""
+    outcomes = fuzz(tmp_path, 10_500, seed=1, timeout=300)
+    assert outcomes["header refused"] > 2_000
 
 
 def test_the_largest_file_that_is_read(tmp_path):
