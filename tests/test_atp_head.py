@@ -173,6 +173,12 @@ def test_a_threshold_of_one_half_keeps_what_is_above_the_average():
     assert out["spatial"] == []
 
 
+def test_a_score_at_its_threshold_is_not_above_it():
+    flat = plain_case(4, self_sum=[1.0] * 16, cross=[1.0] * 16)  # all of them 0.5, and so theta_r
+    sidecar = flat_sidecar(rule="redundant", divisor="rows_all")
+    assert core.atp_run(weights_of(sidecar), 0, **flat)["kept"] == [0], "the guard's one"
+
+
 def test_a_spatial_threshold_picks_a_sampling_rate():
     for theta, stride in ((0.7, 4), (0.5, 3), (0.1, 2)):
         logit = math.log(theta / (1 - theta))
@@ -277,6 +283,13 @@ def test_the_whole_budget_keeps_everything():
             assert prompt.mean(budget)[0] == prompt.n_tokens
 
 
+def test_a_count_that_is_whole_but_for_rounding_is_that_count():
+    """(0.58 * 25 * 8 - 25 * 2) / 6 is 11, and 10.999999999999998 in float64."""
+    sidecar = random_sidecar(cuts=(2,), n_layer=8)
+    out = core.atp_run(weights_of(sidecar), 0, **plain_case(5), spent=50.0, budget=0.58)
+    assert len(out["kept"]) == 11
+
+
 def test_the_least_budget_keeps_one_token_of_each_image():
     for seed in range(40):
         prompt = random_prompt(seed)
@@ -307,7 +320,7 @@ def test_an_impossible_budget_is_refused_with_the_least_possible():
     for budget in (16, 0.25):
         with pytest.raises(core.PlanError) as caught:
             core.atp_run(weights_of(sidecar), 0, **arguments, spent=128.0, budget=budget)
-        assert "the least possible is a mean of 16.75 (0.2617)" in str(caught.value)
+        assert "the least possible is a mean of 16.75 (0.2617 of them)" in str(caught.value)
         assert "cannot be met: the first 2 of 8 layers see them all" in str(caught.value)
     kept = core.atp_run(weights_of(sidecar), 0, **arguments, spent=128.0, budget=17)["kept"]
     assert len(kept) == 1

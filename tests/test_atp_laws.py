@@ -162,7 +162,7 @@ def test_a_budget_below_what_this_prompt_costs(make_rig, modules):
     staged.set_plan(modules(rig).plan(20))
     small, large = prompt(rig, staged, 3, (5, 5), 3), prompt(rig, staged, 3, (10, 10), 3)
     expected = run_once(staged, small)
-    reason = r"a budget of 20 image tokens cannot be met: .* a mean of 25.75 \(0.2575\)"
+    reason = r"a budget of 20 image tokens cannot be met: .* a mean of 25.75 \(0.2575 of them\)"
     with pytest.raises(core.PlanError, match=reason):
         staged.prefill(large)
     assert np.array_equal(run_once(staged, small), expected)
