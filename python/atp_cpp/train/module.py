@@ -137,8 +137,10 @@ class AtpModule(nn.Module):
         and the features are our reading.
         """
         parts = [features(s, live, self.spec.n_bins) for s in (self_n, cross_n)]
-        z = self.act(self.proj(torch.cat(parts, dim=1)))
-        return torch.sigmoid(self.theta_r(z))[:, 0], torch.sigmoid(self.theta_s(z))[:, 0]
+        # not under autocast: bfloat16 knows no threshold between 0.500 and 0.504
+        with torch.autocast(self_n.device.type, enabled=False):
+            z = self.act(self.proj(torch.cat(parts, dim=1).float()))
+            return torch.sigmoid(self.theta_r(z))[:, 0], torch.sigmoid(self.theta_s(z))[:, 0]
 
     def forward(
         self,
