@@ -246,5 +246,7 @@ def test_early_folders_get_what_the_model_config_says(data, tmp_path):
 
 
 def test_a_folder_without_a_processor_is_named(data, tmp_path):
+    with pytest.raises(AtpError, match=r"nowhere: expected a folder.*download it first"):
+        data.load_processor(tmp_path / "nowhere")
     with pytest.raises(AtpError, match="no processor of a Hugging Face checkpoint"):
         data.load_processor(tmp_path)

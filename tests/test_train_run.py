@@ -4,6 +4,8 @@ import csv
 import json
 import os
 import signal
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -91,6 +93,26 @@ def test_checkpoints_are_written_on_the_way(trainer):
     again = trainer(mode="thresholds", save_minutes=0, resume=True)
     assert again.step == 1
     assert [row.step for row in again.steps()] == [2, 3]
+
+
+def test_tensorboard_gets_the_curve_where_it_is_installed(trainer, monkeypatch):
+    rows, closed = [], []
+
+    class Writer:
+        def __init__(self, folder):
+            assert folder.endswith("tensorboard")
+
+        def add_scalar(self, name, value, step):
+            rows.append((name, value, step))
+
+        def close(self):
+            closed.append(True)
+
+    board = types.SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", board)
+    steps = list(trainer(mode="thresholds").steps())
+    assert rows == [(n, v, row.step) for row in steps for n, v in row.values.items()]
+    assert closed == [True]
 
 
 def test_a_run_that_crashed_after_its_checkpoint_repeats_the_steps(trainer):

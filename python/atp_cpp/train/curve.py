@@ -31,9 +31,7 @@ class Curve:
             writer.writerows(kept)
         part.replace(path)
         self._stream = path.open("a", newline="", encoding="utf-8")
-        self._writer = csv.DictWriter(
-            self._stream, self._columns, lineterminator="\n", extrasaction="ignore"
-        )
+        self._writer = csv.DictWriter(self._stream, self._columns, lineterminator="\n")
         self._board = _tensorboard(folder)
 
     def add(self, step: int, values: Mapping[str, float]) -> None:

@@ -25,6 +25,11 @@ def load_processor(folder: Path) -> Any:
     Raises:
         ModelError: the folder holds none.
     """
+    if not folder.is_dir():
+        raise ModelError(
+            f"{folder}: expected a folder with a Hugging Face checkpoint; download it first, for "
+            f"instance `hf download llava-hf/llava-1.5-7b-hf --local-dir {folder}`"
+        )
     try:
         processor = AutoProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
     except (OSError, ValueError) as error:
