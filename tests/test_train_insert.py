@@ -312,3 +312,14 @@ def test_rows_that_hardly_count_may_leave(folder, prompts, drop_below, most):
         there = now.rows.there & (now.rows.owner < 0)
         a, b = llava.logits(whole.gather(1, at))[there], llava.logits(some)[there]
     assert float(((a - b) ** 2).mean() / (a**2).mean()) < most
+
+
+def test_thresholds_keep_float32_under_autocast(folder, prompts):
+    import torch
+
+    llava, _ = make(folder, seed=1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        _, now = run(llava, prompts)
+    thetas = torch.stack([d.theta_r for d in now.decisions])
+    assert thetas.dtype == torch.float32
+    assert not torch.equal(thetas, thetas.bfloat16().float())

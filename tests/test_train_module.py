@@ -88,14 +88,3 @@ def test_fixed_shares_keep_the_best_of_the_live_ones(seed):
     assert kept[0].nonzero()[:, 0].tolist() == sorted(best[:count])
     assert float(theta) <= red[best[:count]].min()
     assert all(red[i] <= float(theta) for i in best[count:])
-
-
-def test_thresholds_keep_float32_under_autocast(folder, prompts):
-    import torch
-
-    llava, _ = make(folder, seed=1)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        _, now = run(llava, prompts)
-    thetas = torch.stack([d.theta_r for d in now.decisions])
-    assert thetas.dtype == torch.float32
-    assert not torch.equal(thetas, thetas.bfloat16().float())
