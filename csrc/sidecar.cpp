@@ -187,12 +187,6 @@ std::string why_no_pair(const AtpWeights & w, const Model & model) {
             return differs(what, std::to_string(wanted), std::to_string(got));
         }
     }
-    for (const AtpModule & m : w.modules) {
-        if (m.after < 1 || m.after >= model.n_layer()) {
-            return "it cuts after " + std::to_string(m.after) + " layers, the model has " +
-                   std::to_string(model.n_layer());
-        }
-    }
     const Fingerprint print = fingerprint(model);
     if (print.hex.empty()) {
         return "the model cannot be told from others of its shape (" + print.why_not +

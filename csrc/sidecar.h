@@ -22,8 +22,8 @@ inline constexpr const char * mode_names[] = {"thresholds", "full", "lora"};
 
 AtpWeights load_sidecar(const std::string & path);
 
-// architecture, depth, width, heads, cuts and fingerprint of the sidecar's model against this one: "" if it is this
-// one, else what differs
+// architecture, depth, width, heads and fingerprint of the sidecar's model against this one: "" if it is this one, else
+// what differs. (load_sidecar saw to it that no cut is beyond the sidecar's own depth.)
 std::string why_no_pair(const AtpWeights & weights, const Model & model);
 // the same as a ModelError that names both files
 void check_pair(const AtpWeights & weights, const Model & model);

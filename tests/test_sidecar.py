@@ -1,7 +1,7 @@
 """Sidecar files: what is written is read back, and what breaks a rule is refused by name."""
 
+import errno
 import math
-import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -155,13 +155,19 @@ def test_writing_leaves_nothing_behind(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["atp.gguf"] and path.read_bytes() == b"old"
     example().write_gguf(path)
     assert AtpSidecar.read_gguf(path) == example()
-    assert path.stat().st_mode & 0o777 == 0o666 & ~_umask()
+    assert [p.name for p in tmp_path.iterdir()] == ["atp.gguf"]
 
 
-def _umask():
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(gguf.GGUFWriter, "write_tensors_to_file", full)
+    with pytest.raises(
+        core.ModelError, match=r"a\.gguf: cannot be written: No space left on device"
+    ):
+        example().write_gguf(tmp_path / "a.gguf")
+    assert not list(tmp_path.iterdir())
 
 
 WRONG_FIELDS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,25 +21,19 @@ def write(sidecar: AtpSidecar, path: Path) -> Path:
         ModelError: the gguf package is missing, or the file cannot be written.
     """
     gguf = _gguf()
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        descriptor, name = tempfile.mkstemp(prefix=path.name + ".", suffix=".part", dir=path.parent)
-        os.close(descriptor)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-    part = Path(name)
-    try:
-        writer = gguf.GGUFWriter(part, sidecar.arch)
-        _add_metadata(writer, sidecar)
-        for tensor in tensor_shapes(sidecar.cuts, n_bins=sidecar.n_bins, n_hidden=sidecar.n_hidden):
-            writer.add_tensor(tensor, sidecar.tensors[tensor])
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        part.chmod(0o666 & ~_umask())
+        with closing(gguf.GGUFWriter(part, sidecar.arch)) as writer:
+            _add_metadata(writer, sidecar)
+            shapes = tensor_shapes(sidecar.cuts, n_bins=sidecar.n_bins, n_hidden=sidecar.n_hidden)
+            for tensor in shapes:
+                writer.add_tensor(tensor, sidecar.tensors[tensor])
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+            writer.write_tensors_to_file()
         part.replace(path)
     except OSError as error:
-        raise _cannot_write(path, error) from error
+        raise ModelError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
         part.unlink(missing_ok=True)
     return path
@@ -82,13 +76,3 @@ def _gguf() -> Any:
             'pip install "atp_cpp[convert]"'
         ) from None
     return gguf
-
-
-def _cannot_write(path: Path, error: OSError) -> ModelError:
-    return ModelError(f"{path}: cannot be written: {error.strerror or error}")
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
