@@ -58,6 +58,7 @@ def test_the_command_trains_and_writes_a_sidecar(tiny_llava, llava_json, tmp_pat
     captured = capsys.readouterr()
     assert captured.out == f"{out}\n"
     assert "modules after 2 layers" in captured.err and "held-out accuracy" in captured.err
+    assert f"next: atp-cpp convert --atp {out}" in captured.err
     meta = json.loads((out / "atp.json").read_text())
     assert meta["cuts"] == [2] and meta["base_name"] == "tiny-llava"
     assert meta["data"] == "llava.json, 5 images"
@@ -65,6 +66,25 @@ def test_the_command_trains_and_writes_a_sidecar(tiny_llava, llava_json, tmp_pat
     assert "--resume goes on with it" in capsys.readouterr().err
     assert main([*command, "--resume"]) == 0  # nothing left to do: writes the folder again
     assert json.loads((out / "atp.json").read_text()) == meta
+
+
+def test_images_that_cannot_be_read_are_named_and_the_run_goes_on(
+    tiny_llava, llava_json, tmp_path, capsys
+):
+    entries = json.loads(llava_json.read_text())
+    entries.append({**entries[0], "id": "gone", "image": "gone.png"})
+    data, out = tmp_path / "more.json", tmp_path / "out"
+    data.write_text(json.dumps(entries))
+    command = [
+        "train", "-m", str(tiny_llava), "--data", str(data), "--image-dir", str(llava_json.parent),
+        "--watch", str(llava_json), "--out", str(out), "--mode", "thresholds", "--steps", "2",
+        "--device", "cpu",
+    ]  # fmt: skip
+    assert main(command) == 1
+    said = capsys.readouterr().err
+    assert "gone.png: no such file" in said
+    assert "times an image could not be read and was left out" in said
+    assert (out / "atp.json").exists()
 
 
 def test_the_clock_can_end_a_run(trainer):

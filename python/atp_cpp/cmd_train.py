@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from atp_cpp.cli_args import add_verbose, whole
 from atp_cpp.errors import AtpError
-from atp_cpp.terminal import EXIT_INTERRUPTED, EXIT_OK, Output, is_terminal
+from atp_cpp.terminal import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED, Output, is_terminal
 from atp_cpp.train.options import DTYPES, MODES, TrainOptions
 
 if TYPE_CHECKING:
@@ -171,10 +171,13 @@ def _train(trainer: Trainer, output: Output) -> int:
         return EXIT_INTERRUPTED
     watched = trainer.finish()
     output.note(f"after {trainer.step} steps: {_described(watched, trainer)}")
-    if trainer.batches.n_bad_images:
-        output.note(f"{trainer.batches.n_bad_images} times an image could not be read")
+    if not options.fixed:
+        output.note(f"next: atp-cpp convert --atp {options.out}")
     output.result(str(options.out))
-    return EXIT_OK
+    n_bad = trainer.batches.n_bad_images + trainer.watch_batches.n_bad_images
+    if n_bad:
+        output.note(f"{n_bad} times an image could not be read and was left out")
+    return EXIT_SOME_FAILED if n_bad else EXIT_OK
 
 
 def _described(watched: Watched, trainer: Trainer) -> str:
