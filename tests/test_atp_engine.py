@@ -5,6 +5,7 @@ import pytest
 
 import atp_cpp
 from atp_cpp import _core as core
+from atp_cpp.evaluate import Question, evaluate, read_plans
 from atp_cpp.sidecar import fingerprint_from_gguf
 from invariants import layer_mean
 from random_sidecar import KEEP_ALL, random_sidecar
@@ -178,18 +179,39 @@ def test_a_plan_goes_with_the_object_it_came_from(make_engine, sidecar_file, pic
     second.close()
 
 
-def test_captioner(tiny_files, tmp_path, scene):
+@pytest.fixture
+def atp_captioner(tiny_files, tmp_path):
+    """The real engine on a small random model with a sidecar, 64 image tokens an image."""
     model, mmproj = tiny_files
     path = random_sidecar(
         2, theta_r_bias=0.1, theta_s_bias=0.8, fingerprint=fingerprint_from_gguf(model)
     ).write_gguf(tmp_path / "atp.gguf")
     with atp_cpp.Captioner(model, mmproj=mmproj, atp=path, n_ctx=512, n_threads=1) as cap:
-        sampling = atp_cpp.SamplingConfig(n_predict=4)
-        assert [cut.after for cut in cap.plan] == [2, 5]
-        pruned = cap.caption(scene, sampling=sampling)
-        assert 64 > pruned.report.n_kept[0] >= pruned.report.n_kept[1] > 0
-        half = cap.caption(scene, policy="atp:budget=0.5", sampling=sampling)
-        assert 31 < half.report.tokens_mean <= 32
-        two = cap.caption([scene, scene], policy="atp:budget=50", sampling=sampling)
-        assert two.report.n_image_tokens == 128 and 49 < two.report.tokens_mean <= 50
-        assert cap.caption(scene, policy="none", sampling=sampling).report.tokens_mean == 64
+        yield cap
+
+
+def test_a_budget_that_an_image_cannot_meet_costs_its_row_only(atp_captioner, scene):
+    replies = evaluate(
+        atp_captioner,
+        [Question(scene.name, "What?", "this", "k")],
+        read_plans(["atp:budget=16", "atp:budget=17"], atp_captioner),
+        image_root=scene.parent,
+        sampling=atp_cpp.SamplingConfig(n_predict=2),
+        config_hash="",
+    )
+    low, enough = [row for row, _ in replies]
+    assert "the least possible is a mean of 16.75" in low.error and low.n_kept == []
+    assert enough.error == "" and enough.n_kept == [1, 1]
+
+
+def test_captioner(atp_captioner, scene):
+    cap = atp_captioner
+    sampling = atp_cpp.SamplingConfig(n_predict=4)
+    assert [cut.after for cut in cap.plan] == [2, 5]
+    pruned = cap.caption(scene, sampling=sampling)
+    assert 64 > pruned.report.n_kept[0] >= pruned.report.n_kept[1] > 0
+    half = cap.caption(scene, policy="atp:budget=0.5", sampling=sampling)
+    assert 31 < half.report.tokens_mean <= 32
+    two = cap.caption([scene, scene], policy="atp:budget=50", sampling=sampling)
+    assert two.report.n_image_tokens == 128 and 49 < two.report.tokens_mean <= 50
+    assert cap.caption(scene, policy="none", sampling=sampling).report.tokens_mean == 64

@@ -5,7 +5,14 @@ import pytest
 
 import atp_twin
 from atp_cpp import _core as core
-from invariants import layer_mean, nothing_leaks, pruned_equals_masked, run_once, uncut_plan
+from invariants import (
+    layer_mean,
+    nothing_leaks,
+    pruned_equals_masked,
+    run_once,
+    together_equals_alone,
+    uncut_plan,
+)
 from random_sidecar import KEEP_ALL, random_sidecar
 from rig import prompt
 
@@ -201,3 +208,12 @@ def test_a_callable_may_see_what_atp_sees(make_rig, arch):
     assert tokens["self_sum"].sum() < 40
     with pytest.raises(core.PlanError, match="needs must be none, last_row or atp, got 'all'"):
         core.Cut(after, watch, needs="all")
+
+
+def test_together_equals_alone(make_rig, arch, precision, modules):
+    rig = make_rig(arch, precision)
+    prompts = [
+        prompt(rig, rig.staged(), 5, (8, 8), 11, seed=1),
+        prompt(rig, rig.staged(), 7, (5, 5), 3, (2, 3), 4, seed=2),
+    ]
+    together_equals_alone(rig, modules(rig).plan(), prompts)

@@ -19,7 +19,7 @@ from typing import TextIO
 from atp_cpp._core import __version__
 from atp_cpp.captioner import Captioner
 from atp_cpp.config import CutSpec, SamplingConfig, parse_plan, plan_text
-from atp_cpp.errors import AtpError, ImageError, StageError
+from atp_cpp.errors import AtpError, ImageError, PlanError, StageError
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,8 +146,8 @@ def evaluate(
         done: rows of an earlier run, by key; their questions are not asked again.
 
     Yields:
-        (row, whether it was asked now). An image that cannot be opened, or a prompt that does not
-        fit, gives a row with ``error``.
+        (row, whether it was asked now). An image that cannot be opened, a prompt that does not
+        fit, or a budget that this image cannot meet, gives a row with ``error``.
     """
     done = done or {}
     for question in questions:
@@ -175,7 +175,7 @@ def _ask(
     known = {name: getattr(bare, name) for name in _IDENTITY}
     try:
         caption = captioner.caption(image, bare.question, policy=plan or "none", sampling=sampling)
-    except (ImageError, StageError) as error:
+    except (ImageError, PlanError, StageError) as error:
         return EvalRow(**known, error=str(error))
     report = caption.report
     return EvalRow(
