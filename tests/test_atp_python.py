@@ -66,6 +66,8 @@ def test_a_budget_is_a_fraction_or_a_count(text, budget):
         ("0.0", "above 0"),
         ("nan", "above 0"),
         ("inf", "at most 1.0"),
+        (str(2**31), "a whole count of image tokens"),
+        ("9" * 400, "a whole count of image tokens"),
         ("half", "a fraction such as 0.25, or a count of image tokens such as 144"),
         ("", "a fraction such as 0.25"),
     ],

@@ -105,7 +105,7 @@ def _check_budget(budget: Budget) -> None:
             "budget=1 would be one image token in the mean over layers; "
             "write 1.0 for all of them, or a count of at least 2"
         )
-    if not (0.0 < budget <= 1.0 if isinstance(budget, float) else budget >= 2):
+    if not (0.0 < budget <= 1.0 if isinstance(budget, float) else 2 <= budget < 2**31):
         raise PlanError(
             f"budget={budget}: expected a fraction with a decimal point, above 0 and at most 1.0, "
             "or a whole count of image tokens, at least 2"
