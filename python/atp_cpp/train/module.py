@@ -139,7 +139,7 @@ class AtpModule(nn.Module):
         parts = [features(s, live, self.spec.n_bins) for s in (self_n, cross_n)]
         # not under autocast: bfloat16 knows no threshold between 0.500 and 0.504
         with torch.autocast(self_n.device.type, enabled=False):
-            z = self.act(self.proj(torch.cat(parts, dim=1).float()))
+            z = self.act(self.proj(torch.cat(parts, dim=1).to(self.proj.weight.dtype)))
             return torch.sigmoid(self.theta_r(z))[:, 0], torch.sigmoid(self.theta_s(z))[:, 0]
 
     def forward(
