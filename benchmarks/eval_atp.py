@@ -102,7 +102,7 @@ def alternatives(sidecar: AtpSidecar, n_many: int, n_few: int) -> list[Alternati
             plan = f"fastv:keep={share:.5f},after={FASTV_AFTER}"
             label = f"fastv, one cut after {FASTV_AFTER} layers"
             out.append(Alternative(level, label, plan, n_few))
-        near = abs(level - sidecar.budget) < 1e-6
+        near = level == min(LEVELS, key=lambda one: abs(one - sidecar.budget))
         if near:
             out.append(Alternative(level, "ATP, its own thresholds", "atp", n_many))
         label = f"ATP, budget {100 * level:g} %"

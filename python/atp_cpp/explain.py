@@ -54,7 +54,7 @@ def render(
         if by_grid.any():
             label += f", {int(by_grid.sum())} by the grid (blue)"
         panels.append((dimmed(small, mask, by_grid), label))
-    return _sheet(panels)
+    return sheet(panels)
 
 
 def kept_mask(report: Report, cut_index: int, image_index: int = 0) -> NDArray[np.bool_]:
@@ -125,7 +125,8 @@ def _scaled(pixels: Pixels) -> Pixels:
     return np.array(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
-def _sheet(panels: Sequence[tuple[Pixels, str]]) -> Image.Image:
+def sheet(panels: Sequence[tuple[Pixels, str]]) -> Image.Image:
+    """Pictures of one size (uint8 [h, w, 3]) with their labels, four in a line."""
     font = ImageFont.load_default(15)
     height = panels[0][0].shape[0] + _LABEL_HEIGHT
     label_width = max(int(font.getlength(label)) for _, label in panels)
@@ -133,11 +134,11 @@ def _sheet(panels: Sequence[tuple[Pixels, str]]) -> Image.Image:
     n_cols = min(_COLUMNS, len(panels))
     n_rows = -(-len(panels) // n_cols)
     size = (n_cols * (width + _GAP) + _GAP, n_rows * (height + _GAP) + _GAP)
-    sheet = Image.new("RGB", size, _PAPER)
-    draw = ImageDraw.Draw(sheet)
+    page = Image.new("RGB", size, _PAPER)
+    draw = ImageDraw.Draw(page)
     for i, (picture, label) in enumerate(panels):
         left = _GAP + (i % n_cols) * (width + _GAP)
         top = _GAP + (i // n_cols) * (height + _GAP)
         draw.text((left, top), label, fill=_INK, font=font)
-        sheet.paste(Image.fromarray(picture), (left, top + _LABEL_HEIGHT))
-    return sheet
+        page.paste(Image.fromarray(picture), (left, top + _LABEL_HEIGHT))
+    return page
