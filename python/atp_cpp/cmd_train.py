@@ -104,6 +104,13 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             flag, type=float, default=_DEFAULT[name], metavar="X", help="default: %(default)s"
         )
+    group.add_argument(
+        "--hard",
+        type=float,
+        default=_DEFAULT["hard"],
+        metavar="X",
+        help="last share of the run with hard masks, as they will be (default: %(default)s)",
+    )
     group.add_argument("--dtype", choices=DTYPES, default=_DEFAULT["dtype"])
     group.add_argument("--seed", type=whole(0), default=_DEFAULT["seed"], metavar="N")
 

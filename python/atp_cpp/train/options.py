@@ -109,6 +109,8 @@ class TrainOptions:
         _one_of("dtype", self.dtype, DTYPES)
         if not 0 < self.budget <= 1:
             raise AtpError(f"expected --budget to be a fraction in (0, 1], got {self.budget}")
+        if not 0 <= self.hard <= 1:
+            raise AtpError(f"expected --hard to be a share from 0 to 1, got {self.hard}")
         if self.minutes is not None and self.minutes < 0:
             raise AtpError(f"expected --minutes of at least 0, got {self.minutes}")
         if self.fixed and (self.mode == "thresholds" or self.rule != "redundant"):
