@@ -279,6 +279,10 @@ size_t Decoder::kv_bytes() const {
     return sum;
 }
 
+size_t Decoder::compute_bytes() const {
+    return scheduler_ ? scheduler_->bytes() : 0;
+}
+
 std::vector<int32_t> Decoder::n_cells() const {
     std::vector<int32_t> cells;
     for (const auto & stage : stages_) {

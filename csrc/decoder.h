@@ -48,6 +48,7 @@ class Decoder {
     void remove(int32_t seq_id);
     void release();  // all sequences and all cache buffers
     size_t kv_bytes() const;
+    size_t compute_bytes() const;          // of prefill's compute buffers
     std::vector<int32_t> n_cells() const;  // per stage
 
     // borders this architecture can be cut at, as layer counts; found once

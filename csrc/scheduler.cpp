@@ -28,4 +28,12 @@ void Scheduler::forget_plan() {
     ggml_backend_sched_reset(sched_.get());
 }
 
+size_t Scheduler::bytes() const {
+    size_t sum = 0;
+    for (int i = 0; i < ggml_backend_sched_get_n_backends(sched_.get()); ++i) {
+        sum += ggml_backend_sched_get_buffer_size(sched_.get(), ggml_backend_sched_get_backend(sched_.get(), i));
+    }
+    return sum;
+}
+
 }  // namespace atp

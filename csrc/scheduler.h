@@ -4,6 +4,7 @@
 // alike to it while their tensors live differently: forget_plan() must come between them. The buffer stays.
 #pragma once
 
+#include <cstddef>
 #include <memory>
 
 struct ggml_backend_sched;
@@ -19,6 +20,7 @@ class Scheduler {
 
     void forget_plan();
     ggml_backend_sched * get() const { return sched_.get(); }
+    size_t bytes() const;  // of the compute buffers, on all backends
 
   private:
     std::unique_ptr<ggml_backend_sched, void (*)(ggml_backend_sched *)> sched_;

@@ -104,6 +104,7 @@ void register_decoder(py::module_ & m) {
                                    return d.decoder.legal_cuts();
                                })
         .def_property_readonly("kv_bytes", [](const TextDecoder & d) { return d.decoder.kv_bytes(); })
+        .def_property_readonly("compute_bytes", [](const TextDecoder & d) { return d.decoder.compute_bytes(); })
         .def_property_readonly("n_cells", [](const TextDecoder & d) { return d.decoder.n_cells(); })
         .def_property_readonly("n_layer", [](const TextDecoder & d) { return d.model.n_layer(); })
         .def_property_readonly("n_embd_inp", [](const TextDecoder & d) { return d.model.n_embd_inp(); })
