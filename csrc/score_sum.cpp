@@ -88,11 +88,12 @@ void ScoreSum::add_nodes(ggml_context * ctx, ggml_cgraph * graph, const CutGraph
 }
 
 bool ScoreSum::inputs_set(const CutGraph & cut) {
-    reach_.clear();
     if (!wanted()) {
         return true;
     }
-    if (map_.mask && !map_.blocks.empty()) {
+    const bool guessed = reach_.empty();
+    reach_.clear();
+    if (guessed && map_.mask && !map_.blocks.empty()) {
         std::vector<int32_t> reach = read_reach(map_);
         if (!covers(map_, reach)) {
             reach_ = std::move(reach);
