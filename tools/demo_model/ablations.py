@@ -6,8 +6,10 @@ Every variant starts from the weights of one half-trained run (a folder of `atp-
 the same samples in the same order for the same number of steps, and aims at the same budget; the
 unchanged method continued alike is the control. Then all answer the same held-out questions under
 the hard rule, in PyTorch. `fixed ratio` keeps of every question what the control keeps on average
-after each cut, without spatial rule. A variant that has its result is not run again, one that was
-stopped goes on from its checkpoint. Writes OUT/ablations.json and prints the table.
+after each cut, without spatial rule. Also counted: the cells of the asked object alive after each
+cut (make_eval_set.py's field box), and those of the image's other objects. A variant that has its
+result is not run again, one that was stopped goes on from its checkpoint. Writes
+OUT/ablations.json and prints the table.
 """
 
 from __future__ import annotations
@@ -19,12 +21,16 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from adaptivity import ONE_OBJECT, Mask, box_cells, with_others
+from PIL import Image
 
 from atp_cpp.eval_report import provenance
 from atp_cpp.evaluate import file_sha256
 from atp_cpp.train.checkpoint import FILE_NAME, load_weights
 from atp_cpp.train.data import Batches
+from atp_cpp.train.insert import Pass
 from atp_cpp.train.items import load_items
 from atp_cpp.train.loading import WATCHED_QUESTIONS
 from atp_cpp.train.losses import exact, mean_tokens
@@ -103,6 +109,7 @@ def ask(trainer: Trainer, held_out: Path, n_images: int) -> dict[str, Any]:
     kinds: list[str] = []
     means: list[torch.Tensor] = []
     counts: list[torch.Tensor] = []
+    alive: list[list[Mask]] = []
     n_layer, n_tokens = len(llava.language.layers), n_image_tokens(llava)
     try:
         for batch in batches.once():
@@ -115,6 +122,8 @@ def ask(trainer: Trainer, held_out: Path, n_images: int) -> dict[str, Any]:
             kinds += batch.kinds
             means.append(mean_tokens(now, llava.spec.cuts, n_layer, n_tokens))
             counts.append(torch.stack(now.counts, dim=1))
+            first = (given.input_ids == llava.model.config.image_token_id).int().argmax(1)
+            alive += masks(now, first, llava.grid)
     finally:
         batches.close()
     mean = torch.cat(means)
@@ -126,7 +135,41 @@ def ask(trainer: Trainer, held_out: Path, n_images: int) -> dict[str, Any]:
         "kept": (torch.cat(counts).mean(0) / n_tokens).tolist(),
         "hits": "".join(str(int(hit)) for hit in hits),
         "by_kind": {k: _share(hits, kinds, k) for k in sorted(set(kinds))},
+        "coverage": coverage(held_out, n_images, alive),
     }
+
+
+def masks(now: Pass, first: torch.Tensor, grid: tuple[int, int]) -> list[list[Mask]]:
+    """Which patches [rows, cols] live after each cut; a sample's image begins at row `first`."""
+    out: list[list[Mask]] = [[] for _ in first]
+    for index, live in now.alive:
+        for sample, (where, here) in enumerate(zip(index, live > 0.5, strict=True)):
+            mask = np.zeros(grid[0] * grid[1], np.bool_)
+            mask[(where[here] - first[sample]).cpu().numpy()] = True
+            out[sample].append(mask.reshape(grid))
+    return out
+
+
+def coverage(held_out: Path, n_images: int, alive: list[list[Mask]]) -> dict[str, list[float]]:
+    """Mean share of the asked object's cells, and of the others', that live after each cut."""
+    questions = [
+        row for rows in with_others(held_out)[:n_images] for row in rows[:WATCHED_QUESTIONS]
+    ]
+    shares: dict[str, list[list[float]]] = {"asked": [], "others": []}
+    for row, masks_of in zip(questions, alive, strict=True):
+        if row["kind"] not in ONE_OBJECT or not row["box"]:
+            continue
+        with Image.open(held_out.parent / row["image"]) as image:
+            size = image.size
+        asked = box_cells(row["box"], size, masks_of[0].shape)
+        others = np.zeros_like(asked)
+        for box in row["others"]:
+            others |= box_cells(box, size, masks_of[0].shape)
+        others &= ~asked
+        for name, cells in (("asked", asked), ("others", others)):
+            if cells.any():
+                shares[name].append([float(mask[cells].mean()) for mask in masks_of])
+    return {name: np.mean(v, axis=0).tolist() for name, v in shares.items() if v}
 
 
 def _share(hits: list[bool], kinds: list[str], kind: str) -> float:
@@ -163,16 +206,22 @@ def difference(result: dict[str, Any], control: dict[str, Any]) -> tuple[float, 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Markdown: one line a variant."""
     lines = [
-        "| variant | accuracy | against ATP, points | the paper's | mean tokens | spread |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| variant | accuracy | against ATP, points | the paper's | mean tokens | spread | "
+        "asked object's cells alive | other objects' |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, result in results.items():
         gain, error = difference(result, results[CONTROL])
         against = "" if name == CONTROL else f"{gain:+.1f} ± {error:.1f}"
         paper = f"{PAPER[name]:+.2f}" if name in PAPER else ""
+        cover = [
+            " / ".join(f"{100 * share:.0f}" for share in result["coverage"].get(part, [])) + " %"
+            for part in ("asked", "others")
+        ]
         lines.append(
             f"| {name} | {100 * result['accuracy']:.1f} % | {against} | {paper} | "
-            f"{result['mean_tokens']:.1f} | {result['std_tokens']:.1f} |"
+            f"{result['mean_tokens']:.1f} | {result['std_tokens']:.1f} | "
+            f"{cover[0]} | {cover[1]} |"
         )
     return "\n".join(lines)
 

@@ -45,8 +45,8 @@ class Seen:
     alive: list[Mask]
 
 
-def choose(file: Path, n_images: int, per_image: int, seed: int) -> list[dict[str, Any]]:
-    """Questions to ask: `per_image` of each of the first images; with `others`, boxes they pass by.
+def with_others(file: Path) -> list[list[dict[str, Any]]]:
+    """The questions of each image, in file order; `others` are the objects they do not ask about.
 
     The file names only the object a question is about; the others of its image are known from the
     image's other questions.
@@ -55,14 +55,21 @@ def choose(file: Path, n_images: int, per_image: int, seed: int) -> list[dict[st
     for line in file.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         of_image[row["image"]].append(row)
-    rng = random.Random(seed)
     out = []
-    for rows in list(of_image.values())[:n_images]:
+    for rows in of_image.values():
         boxes = {tuple(row["box"]) for row in rows if row["box"]}
-        for row in rng.sample(rows, min(per_image, len(rows))):
-            others = sorted(boxes - {tuple(row["box"] or ())})
-            out.append({**row, "others": others})
+        out.append([{**row, "others": sorted(boxes - {tuple(row["box"] or ())})} for row in rows])
     return out
+
+
+def choose(file: Path, n_images: int, per_image: int, seed: int) -> list[dict[str, Any]]:
+    """Questions to ask: `per_image` of each of the first images, drawn by the seed."""
+    rng = random.Random(seed)
+    return [
+        row
+        for rows in with_others(file)[:n_images]
+        for row in rng.sample(rows, min(per_image, len(rows)))
+    ]
 
 
 def box_cells(box: Sequence[int], size: tuple[int, int], grid: tuple[int, int]) -> Mask:
