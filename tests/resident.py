@@ -14,6 +14,16 @@ def rss():
     return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
 
 
+def peak_rss():
+    """The most that this process ever had, in bytes (getrusage would also count its parent's)."""
+    (line,) = (
+        text
+        for text in Path("/proc/self/status").read_text().splitlines()
+        if text.startswith("VmHWM:")
+    )
+    return int(line.split()[1]) * 1024
+
+
 def growth(work, n_warm_up=3, n=10):
     """Bytes that each call leaves behind.
 

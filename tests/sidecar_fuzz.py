@@ -4,7 +4,7 @@
 
 Every file must load or be a ModelError. What loads must meet the rules that Python states on its
 own (atp_cpp.sidecar_check). Prints one JSON object: how many of each kind loaded and were refused,
-the time, and by how much the process grew.
+the time, and by how many bytes the process grew.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import struct
 import time
 from collections import Counter
@@ -23,6 +22,7 @@ from typing import Any
 from atp_cpp.errors import ModelError
 from atp_cpp.gguf_header import read_header
 from atp_cpp.sidecar import AtpSidecar
+from resident import peak_rss
 from sidecar_files import ARR, FORMS, STR, U32, encode, example, keys_of, tensors_of
 
 SOURCES = (example(), example(cuts=(2,), kept=(0.4,), n_bins=2, n_hidden=1, strides=(3,), data=""))
@@ -174,7 +174,7 @@ def run(folder: Path, n_files: int, seed: int) -> dict[str, Any]:
     for source, content in zip(SOURCES, FILES, strict=True):
         path.write_bytes(content)
         assert AtpSidecar.read_gguf(path) == source
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak_rss()
     start = time.perf_counter()
     for i in range(n_files):
         kind = KINDS[i % len(KINDS)]
@@ -194,8 +194,8 @@ def run(folder: Path, n_files: int, seed: int) -> dict[str, Any]:
             read_header(path)
         except ModelError:
             outcomes["header refused"] += 1
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-    return {**outcomes, "seconds": time.perf_counter() - start, "grown_kib": grown}
+    grown = peak_rss() - before
+    return {**outcomes, "seconds": time.perf_counter() - start, "grown": grown}
 
 
 if __name__ == "__main__":
