@@ -41,6 +41,19 @@ TABLE = {
     ("cpu", "f32", "scores = softmax"): 5e-11,  # 8.9e-12
     ("cpu", "f32, GELU table", "scores = softmax"): 5e-9,  # 5.0e-10
     ("cpu", "f32, experts", "scores = softmax"): 5e-11,  # 9.4e-12
+    # the same of ATP's sums over image rows and question rows
+    ("cpu", "f32", "sums = NumPy"): 1e-11,  # 1.8e-12
+    ("cpu", "f32, GELU table", "sums = NumPy"): 3e-9,  # 3.8e-10
+    ("cpu", "f32, experts", "sums = NumPy"): 5e-12,  # 4.8e-13
+    ("cpu", "f16", "sums = NumPy"): 3e-5,  # 4.4e-6
+    ("cpu", "f16, GELU table", "sums = NumPy"): 3e-6,  # 2.4e-7
+    ("cpu", "f16, experts", "sums = NumPy"): 3e-5,  # 2.9e-6
+    ("cpu", "q8_0", "sums = NumPy"): 3e-3,  # 5.3e-4
+    ("cpu", "q8_0, GELU table", "sums = NumPy"): 1e-3,  # 1.3e-4
+    ("cpu", "q8_0, experts", "sums = NumPy"): 2e-3,  # 2.4e-4
+    ("cpu", "f32", "sums = softmax"): 1e-11,  # 1.9e-12
+    ("cpu", "f32, GELU table", "sums = softmax"): 3e-9,  # 3.8e-10
+    ("cpu", "f32, experts", "sums = softmax"): 5e-12,  # 4.8e-13
     # one matrix product for two rows rounds otherwise than two products
     ("cpu", "f32", "together = alone"): 2e-12,  # 2.6e-13
     ("cpu", "f32, GELU table", "together = alone"): 2e-8,  # 2.1e-9
