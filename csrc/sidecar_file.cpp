@@ -35,6 +35,23 @@ std::vector<char> read_all(const std::string & path) {
     return bytes;
 }
 
+// ggml's reader allocates by these two before it finds that they are wrong. "GGUF", u32 version, u64 tensors, u64 keys
+void check_counts(const std::string & path, const std::vector<char> & bytes) {
+    constexpr size_t header = 24;
+    if (bytes.size() < header) {
+        return;  // ggml says what is missing
+    }
+    uint64_t n_tensors = 0;
+    uint64_t n_keys = 0;
+    std::memcpy(&n_tensors, bytes.data() + 8, sizeof(n_tensors));
+    std::memcpy(&n_keys, bytes.data() + 16, sizeof(n_keys));
+    if (n_tensors > SidecarFile::max_entries || n_keys > SidecarFile::max_entries) {
+        throw ModelError(path + " says it holds " + std::to_string(n_tensors) + " tensors and " +
+                         std::to_string(n_keys) + " keys; a sidecar has at most " +
+                         std::to_string(SidecarFile::max_entries) + " of each. Copy or convert it again");
+    }
+}
+
 std::string range(int64_t least, int64_t most) {
     return std::to_string(least) + " to " + std::to_string(most);
 }
@@ -44,6 +61,7 @@ std::string range(int64_t least, int64_t most) {
 SidecarFile::SidecarFile(const std::string & path) : path_(path) {
     log_capture::install();
     bytes_ = read_all(path);
+    check_counts(path, bytes_);
     log_capture::clear();
     const gguf_init_params params = {/*.no_alloc =*/true, /*.ctx =*/nullptr};
     gguf_.reset(gguf_init_from_buffer(bytes_.data(), bytes_.size(), params));

@@ -17,6 +17,7 @@ namespace atp {
 class SidecarFile {
   public:
     static constexpr uint64_t max_bytes = 16 << 20;
+    static constexpr uint64_t max_entries = 1024;  // tensors, keys
 
     explicit SidecarFile(const std::string & path);
 
