@@ -132,14 +132,15 @@ def atp_scores_equal_numpy(
     parts: Parts,
     plan: Sequence[core.Cut] | None = None,
     n_ubatch: int = 512,
+    seq: core.Sequence | None = None,
 ) -> dict[str, list[Doubles]]:
     """self_sum and cross of every live image token are what NumPy says, at every cut.
 
     Earlier cuts hide rows. `n_ubatch`: of the reference, which takes a run of rows at once.
-    Returns what prefill returned.
+    `seq`: a prompt of these parts, if not the random one. Returns what prefill returned.
     """
     plan = plan or atp_plan(rig)
-    seq = prompt(rig, staged, *parts)
+    seq = seq or prompt(rig, staged, *parts)
     staged.remove(0)
     staged.set_plan(plan)
     out = staged.prefill(seq)

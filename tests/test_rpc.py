@@ -23,6 +23,7 @@ from invariants import (
     together_equals_alone,
 )
 from rig import PRECISIONS, Rig, prompt
+from score_twin import atp_plan, atp_scores_equal_numpy
 
 pytest_plugins = ["fixtures_engine"]
 pytestmark = [
@@ -136,6 +137,19 @@ def test_scores_equal_numpy(make_rpc_rig, arch, precision):
         plan = [core.Cut(1, "fastv", 0.8), *plan, core.Cut(7, "fastv", 0.1)]
     for parts in ((5, (8, 8), 11), (3, (4, 6), 4, (5, 5), 90)):
         scores_equal_numpy(rig, staged, prompt(rig, staged, *parts), plan, len(parts))
+
+
+def test_atp_scores_equal_numpy(make_rpc_rig, arch, precision):
+    rig = make_rpc_rig(arch, precision)
+    staged = rig.staged()
+    for parts in ((5, (8, 8), 11), (3, (4, 6), 4, (5, 5), 90)):
+        atp_scores_equal_numpy(rig, staged, parts)
+
+
+def test_atp_scores_equal_numpy_where_the_map_takes_many_blocks(make_rpc_rig):
+    rig = make_rpc_rig("llama", n_ctx=1280, n_ubatch=1024)
+    parts = (5, (24, 24), 70, (14, 14), 100, (3, 4), 40)
+    atp_scores_equal_numpy(rig, rig.staged(), parts, atp_plan(rig, [(2, 0.9), (5, 0.5)]), 1024)
 
 
 def test_sequences_together_and_one_after_another(make_rpc_rig, arch):

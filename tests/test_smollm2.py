@@ -20,6 +20,7 @@ from invariants import (
     together_equals_alone,
 )
 from rig import PRECISIONS, Rig, nmse, prompt
+from score_twin import atp_plan, atp_scores_equal_numpy
 from tolerance import check
 
 pytestmark = [pytest.mark.smollm2]
@@ -105,6 +106,13 @@ def test_scores_equal_numpy(rig, table):
     plan = [core.Cut(2, "fastv", 0.5), core.Cut(15, "fastv", 0.25)]
     kept = scores_equal_numpy(rig, staged, words(table, 30, (12, 12), 40), plan, 3)
     assert [len(alive) for alive in kept] == [72, 36]
+
+
+def test_atp_scores_equal_numpy(rig, table):
+    """Nine heads, trained, with a sink on the first row."""
+    parts = (30, (12, 12), 6, (7, 7), 40)
+    plan = atp_plan(rig, [(2, 0.5), (15, 0.3), (27, 0.5)])
+    atp_scores_equal_numpy(rig, rig.staged(), parts, plan, seq=words(table, *parts))
 
 
 def test_sequences_and_leaks(rig, table):
