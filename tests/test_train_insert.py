@@ -323,3 +323,26 @@ def test_thresholds_keep_float32_under_autocast(folder, prompts):
     thetas = torch.stack([d.theta_r for d in now.decisions])
     assert thetas.dtype == torch.float32
     assert not torch.equal(thetas, thetas.bfloat16().float())
+
+
+def test_looking_drops_nothing_and_sees_every_layer(folder, prompts):
+    import torch
+
+    llava, _ = make(folder, seed=1)
+    with torch.no_grad():
+        hidden, now = run(llava, prompts, look=True)
+        pruned, decided = run(llava, prompts)
+    assert hidden.shape[:2] == prompts["input_ids"].shape
+    assert len(now.looks) == N_LAYER and not now.decisions
+    assert all(score.shape == prompts["input_ids"].shape for pair in now.looks for score in pair)
+    # before the first cut a look sees what the module there scores
+    first = decided.decisions[0].red
+    s_self, s_cross = now.looks[CUTS[0] - 1]
+    live = now.rows.live
+
+    def relative(s):
+        return s / (s + (s * live).sum(1, keepdim=True) / live.sum(1, keepdim=True))
+
+    red = (relative(s_self) + relative(s_cross)) / 2
+    assert torch.allclose(red[live > 0], first[live > 0], atol=1e-5)
+    assert pruned.shape[1] < hidden.shape[1]

@@ -58,6 +58,9 @@ def test_the_target_comes_down_to_the_budget():
         ({"lr_llm": -1e-4}, "--lr-llm of at least 0"),
         ({"lr_heads": math.nan}, "--lr-heads"),
         ({"lambda_target": math.inf}, "--lambda-target"),
+        ({"hard": 1.5}, "--hard to be a share from 0 to 1, got 1.5"),
+        ({"align": 1.0}, "--align to be a share from 0 to below 1, got 1.0"),
+        ({"align": 0.1, "mode": "thresholds"}, "--align teaches the language model"),
     ],
 )
 def test_what_cannot_be_meant_is_refused(given, says):

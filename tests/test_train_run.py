@@ -301,3 +301,13 @@ def test_a_checkpoint_from_before_an_option_had_its_default(trainer, tmp_path):
     del content["options"]["fixed"]
     torch.save(content, path)
     assert trainer(mode="thresholds", resume=True).changed == ()
+
+
+def test_scores_learn_to_point_at_what_later_layers_attend_to(trainer):
+    run = trainer(steps=12, align=0.7, lr_llm=1e-2, warmup=0)
+    rows = list(run.steps())
+    aligned = [row.values["loss_align"] for row in rows if "loss_align" in row.values]
+    assert len(aligned) == 9  # of 12 steps, progress 0 to 8 / 12
+    assert np.mean(aligned[-3:]) < 0.85 * aligned[0]
+    assert all("mean_tokens" not in row.values for row in rows[:9])
+    assert all("mean_tokens" in row.values for row in rows[9:])

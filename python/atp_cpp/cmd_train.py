@@ -111,6 +111,14 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         metavar="X",
         help="last share of the run with hard masks, as they will be (default: %(default)s)",
     )
+    group.add_argument(
+        "--align",
+        type=float,
+        default=_DEFAULT["align"],
+        metavar="X",
+        help="first share of the run, without pruning, in which the scores learn to point at what "
+        "later layers attend to (default: %(default)s)",
+    )
     group.add_argument("--dtype", choices=DTYPES, default=_DEFAULT["dtype"])
     group.add_argument("--seed", type=whole(0), default=_DEFAULT["seed"], metavar="N")
 
@@ -168,7 +176,8 @@ def _train(trainer: Trainer, output: Output) -> int:
             if row.watched is not None:
                 output.note(f"step {row.step}: {_described(row.watched, trainer)}")
             if hasattr(rows, "set_postfix"):
-                shown = {k: f"{row.values[k]:.3g}" for k in ("loss", "mean_tokens")}
+                names = [name for name in ("loss", "mean_tokens") if name in row.values]
+                shown = {name: f"{row.values[name]:.3g}" for name in names}
                 rows.set_postfix(shown, refresh=False)
             if stopped:
                 break

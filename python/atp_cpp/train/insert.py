@@ -74,6 +74,7 @@ class Pass:
     decisions: list[Decision] = field(default_factory=list)
     counts: list[Tensor] = field(default_factory=list)  # (B,) image tokens alive after each module
     alive: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # (index, live) after each
+    looks: list[tuple[Tensor, Tensor]] | None = None  # S_self, S_cross of every layer, if asked
 
 
 class AtpLlava(nn.Module):
@@ -125,6 +126,7 @@ class AtpLlava(nn.Module):
         temperature: float | None = None,
         straight: bool = False,
         drop_below: float = 0.01,
+        look: bool = False,
     ) -> tuple[Tensor, Pass]:
         """Hidden rows of the last layer, and what the modules decided.
 
@@ -137,6 +139,7 @@ class AtpLlava(nn.Module):
             temperature: None prunes by the hard rule, else T of the soft masks.
             straight: see AtpModule.forward.
             drop_below: rows with a smaller mask leave the sequence.
+            look: nothing is dropped, and `now.looks` holds the scores of every layer.
 
         Returns:
             hidden: (B, m, width) of the rows that are left.
@@ -148,7 +151,9 @@ class AtpLlava(nn.Module):
         embeds = embeds.masked_scatter(is_image[..., None], seen)
         packing = pack_samples(input_ids, is_image, image_of)
         rows = self._rows(input_ids, attention_mask, prompt_len, is_image)
-        self.now = Pass(rows, packing, temperature, straight, drop_below)
+        self.now = Pass(
+            rows, packing, temperature, straight, drop_below, looks=[] if look else None
+        )
         try:
             out = self.language(
                 inputs_embeds=packing.pack(embeds),
@@ -156,7 +161,8 @@ class AtpLlava(nn.Module):
                 attention_mask=None,
                 use_cache=False,
             )
-            return out.last_hidden_state, self.now
+            hidden = out.last_hidden_state
+            return (packing.unpack(hidden, rows.index) if look else hidden), self.now
         finally:
             self.now = None
 
@@ -190,7 +196,7 @@ class AtpLlava(nn.Module):
             if now is None:
                 return None
             hidden = args[0]
-            if number in self.spec.cuts:
+            if number in self.spec.cuts and now.looks is None:
                 rope = now.rope or kwargs["position_embeddings"]
                 hidden = self._compact(now, hidden, rope)
             if now.rope is not None:
@@ -228,7 +234,7 @@ class AtpLlava(nn.Module):
     def _attend(self, module: Any, q: Tensor, k: Tensor, v: Tensor, scaling: float) -> Tensor:
         now = self.now
         assert now is not None
-        scored = module.layer_idx + 1 in self.spec.cuts
+        scored = now.looks is not None or module.layer_idx + 1 in self.spec.cuts
         groups = q.shape[1] // k.shape[1]
         if groups > 1:
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
@@ -242,27 +248,33 @@ class AtpLlava(nn.Module):
         # spelled out in q's own type: with bfloat16 a float32 softmax would double the time
         logits = torch.matmul(q * scaling, k.transpose(2, 3)) + now.bias.to(q.dtype)
         probs = logits.softmax(-1, dtype=q.dtype)
-        if scored:
+        if now.looks is not None:
+            now.looks.append(self._scores(now, probs))
+        elif scored:
             self._decide(now, probs, self.spec.cuts.index(module.layer_idx + 1))
         return torch.matmul(probs, v).transpose(1, 2)
 
-    def _decide(self, now: Pass, probs: Tensor, number: int) -> None:
-        """Attention (B, H, rows, columns) -> the module's mask, multiplied into the rows'."""
+    def _scores(self, now: Pass, probs: Tensor) -> tuple[Tensor, Tensor]:
+        """Attention (B, H, rows, columns) -> S_self and S_cross, (B, n) each."""
         rows = now.rows
         live = rows.live
         asks = (rows.question & rows.there).to(live.dtype)
         if now.packing is not None:
             received = now.packing.received(probs, live, asks)
-        else:
+        else:  # sums over rows, means over heads
             weights = torch.stack([live, asks], dim=1)[:, None].to(probs.dtype)  # (B, 1, 2, n)
-            received = (
-                torch.matmul(weights, probs).float().mean(1)
-            )  # sums over rows, mean over heads
+            received = torch.matmul(weights, probs).float().mean(1)
         seers = live.flip(1).cumsum(1).flip(1)  # live image rows at or after each column
         if self.spec.divisor == "rows_all":
             seers = live.sum(1, keepdim=True).expand_as(seers)
         s_self = received[:, 0] / seers.clamp(min=1e-6)
-        s_cross = received[:, 1] / asks.sum(1, keepdim=True).clamp(min=1)
+        return s_self, received[:, 1] / asks.sum(1, keepdim=True).clamp(min=1)
+
+    def _decide(self, now: Pass, probs: Tensor, number: int) -> None:
+        """Attention (B, H, rows, columns) -> the module's mask, multiplied into the rows'."""
+        rows = now.rows
+        live = rows.live
+        s_self, s_cross = self._scores(now, probs)
         # a token half alive scores half: nothing where masks are hard, and while they are soft it
         # keeps those about to leave from being sorted among those that stay
         weight = live.detach().clamp(max=1)

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from atp_cpp.train.insert import AtpLlava, Pass
+from atp_cpp.train.module import normalise
 
 
 def answer_loss(llava: AtpLlava, hidden: Tensor, now: Pass, labels: Tensor) -> Tensor:
@@ -65,6 +66,26 @@ def target_loss(mean: Tensor, running: float, target: float, n_tokens: int) -> T
     pull = max(-1.0, min(1.0, away / SLACK))
     share = mean.mean() / n_tokens
     return abs(away) + pull * (share - share.detach())
+
+
+def align_loss(llava: AtpLlava, now: Pass) -> Tensor:
+    """How far the scores at each module are from what later layers attend to; our decision.
+
+    A model that was never pruned has no reason to attend, in the layer before a module, to what it
+    will need later: in the demo model S_self points away from objects. The target at a module is
+    the normalised mean of S_cross over all later layers of the same pass, without gradient; the
+    loss is the mean square distance of both normalised scores to it, summed over the modules.
+    """
+    assert now.looks is not None
+    live, norm = now.rows.live, "relative"
+    total = torch.zeros((), device=live.device)
+    for cut in llava.spec.cuts:
+        later = torch.stack([cross for _, cross in now.looks[cut:]]).mean(0).detach()
+        aim = normalise(later, live, norm)
+        for score in now.looks[cut - 1]:
+            away = (normalise(score, live, norm) - aim).square() * live
+            total = total + (away.sum(1) / live.sum(1)).mean()
+    return total
 
 
 def exact(llava: AtpLlava, hidden: Tensor, now: Pass, labels: Tensor) -> Tensor:

@@ -42,6 +42,8 @@ class TrainOptions:
         lr_llm: peak learning rate of the language model or its adapters.
         lambda_atp: weight of sum_l l * N_l / N.
         lambda_target: weight of |mean tokens - budget| as a fraction of N.
+        lambda_align: weight of the distance between scores and what later layers attend to, …
+        align: … in this first share of the run, in which nothing is dropped yet.
         warmup: steps until the peak rate.
         cooldown: last share of the run in which rates fall along a cosine to 2 %.
         clip: norm that gradients are clipped to.
@@ -83,6 +85,8 @@ class TrainOptions:
     lr_llm: float = 3e-4
     lambda_atp: float = 0.01
     lambda_target: float = 2.0
+    lambda_align: float = 3.0
+    align: float = 0.0
     warmup: int = 30
     cooldown: float = 0.4
     clip: float = 1.0
@@ -109,6 +113,10 @@ class TrainOptions:
         _one_of("dtype", self.dtype, DTYPES)
         if not 0 < self.budget <= 1:
             raise AtpError(f"expected --budget to be a fraction in (0, 1], got {self.budget}")
+        if not 0 <= self.align < 1:
+            raise AtpError(f"expected --align to be a share from 0 to below 1, got {self.align}")
+        if self.align and self.mode == "thresholds":
+            raise AtpError("--align teaches the language model; mode thresholds leaves it as it is")
         if not 0 <= self.hard <= 1:
             raise AtpError(f"expected --hard to be a share from 0 to 1, got {self.hard}")
         if self.minutes is not None and self.minutes < 0:

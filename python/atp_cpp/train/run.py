@@ -30,7 +30,15 @@ from atp_cpp.train.step import Watched, n_image_tokens, step_loss, watch
 
 _log = logging.getLogger(__name__)
 
-_COLUMNS = ("seconds", "loss", "loss_answers", "loss_sparsity", "loss_target", "mean_tokens")
+_COLUMNS = (
+    "seconds",
+    "loss",
+    "loss_answers",
+    "loss_align",
+    "loss_sparsity",
+    "loss_target",
+    "mean_tokens",
+)
 _MORE_COLUMNS = ("running_mean", "grad_norm", "lr_heads", "lr_llm", "temperature")
 _WATCH_COLUMNS = ("watch_accuracy", "watch_loss", "watch_mean_tokens", "watch_std_tokens")
 
@@ -169,7 +177,7 @@ class Trainer:
         norm = torch.nn.utils.clip_grad_norm_(self.trained.values(), self.options.clip)
         self.optimizer.step()
         self.step += 1
-        self.running_mean = loss.values["running_mean"]
+        self.running_mean = loss.values.get("running_mean", self.running_mean)
         values = {"seconds": self.seconds, **loss.values, "grad_norm": float(norm)}
         for name, group in zip(("lr_heads", "lr_llm"), self.optimizer.param_groups, strict=False):
             values[name] = group["lr"]

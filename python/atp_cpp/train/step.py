@@ -11,6 +11,7 @@ from torch import Tensor
 from atp_cpp.train.data import Batch
 from atp_cpp.train.insert import AtpLlava, Pass
 from atp_cpp.train.losses import (
+    align_loss,
     answer_loss,
     exact,
     mean_tokens,
@@ -86,7 +87,12 @@ def step_loss(
     progress: float,
     running: float | None = None,
 ) -> StepLoss:
-    """The training loss: answers + lambda_atp * sparsity + lambda_target * distance to budget."""
+    """The training loss: answers + lambda_atp * sparsity + lambda_target * distance to budget.
+
+    In the run's first `align` share nothing is dropped: answers + lambda_align * alignment.
+    """
+    if progress < options.align:
+        return _align(llava, batch, options)
     temperature, straight = options.mask(progress)
     _, now, answers = run_batch(
         llava, batch, temperature=temperature, straight=straight, options=options
@@ -109,6 +115,25 @@ def step_loss(
         shown[f"theta_r_{i}"], shown[f"theta_s_{i}"] = made.theta_r.mean(), made.theta_s.mean()
     values = {name: float(value.detach()) for name, value in shown.items()}
     return StepLoss(total, {**values, "running_mean": running, "temperature": temperature})
+
+
+def _align(llava: AtpLlava, batch: Batch, options: TrainOptions) -> StepLoss:
+    """The loss while scores learn to point at what later layers attend to."""
+    with _precision(batch, options):
+        images = llava.image_features(batch.pixel_values)
+        hidden, now = llava(
+            batch.input_ids,
+            batch.attention_mask,
+            batch.prompt_len,
+            images,
+            batch.image_of,
+            look=True,
+        )
+        answers = answer_loss(llava, hidden, now, batch.labels)
+    align = align_loss(llava, now)
+    total = answers + options.lambda_align * align
+    values = {"loss": total, "loss_answers": answers, "loss_align": align}
+    return StepLoss(total, {name: float(value.detach()) for name, value in values.items()})
 
 
 def _precision(batch: Batch, options: TrainOptions) -> torch.autocast:
