@@ -70,6 +70,7 @@ def started_options(a: argparse.Namespace, name: str) -> TrainOptions:
     given |= {key: value for key in ("model", "data") if (value := getattr(a, key)) is not None}
     given |= {"image_dir": None, "watch": a.held_out, "watch_every": 10**9, "save_minutes": 2.0}
     given |= {"temperature": 50.0, "hard": 0.4, "budget_start": 0.0, "warmup": 5, "cooldown": 0.5}
+    given |= {"align": 0.0}
     given |= VARIANTS[name]
     return TrainOptions(**given)
 
