@@ -20,7 +20,7 @@ import math
 import random
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -190,10 +190,11 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
             raise SystemExit("there is no sidecar; give --atp")
         sidecar = AtpSidecar.read_gguf(captioner.atp)
         plans = alternatives(sidecar, a.many, a.few)
-        asked = {
-            name: ask(captioner, file, plans, a.rows / f"{name}.jsonl", a.seed)
-            for name, file in files.items()
-        }
+        caps = {name: int(n) for name, _, n in (item.partition("=") for item in a.cap)}
+        asked = {}
+        for name, file in files.items():
+            capped = [replace(plan, n=min(plan.n, caps.get(name, plan.n))) for plan in plans]
+            asked[name] = ask(captioner, file, capped, a.rows / f"{name}.jsonl", a.seed)
         texts = [plan_text(plan) for plan in read_plans([p.plan for p in plans], captioner)]
         facts = {
             "mmproj_sha256": file_sha256(captioner.mmproj),
@@ -278,6 +279,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--many", type=int, default=1000, help="questions for none and ATP")
     parser.add_argument("--few", type=int, default=300, help="questions for the other plans")
+    parser.add_argument(
+        "--cap", nargs="*", default=[], metavar="NAME=N", help="ask at most N of these questions"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-t", "--threads", type=int, default=0)
     a = parser.parse_args()
