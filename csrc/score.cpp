@@ -63,8 +63,15 @@ ggml_tensor * soft_max_of(ggml_context * ctx, ggml_tensor * fa, int64_t n_cells,
         // contiguous, as a softmax wants it, and F32, because every head reads it once more
         mask = ggml_cast(ctx, corner_view(ctx, mask, n_cells, begin, end), GGML_TYPE_F32);
     }
+    const int64_t n_rows = end - begin;
+    const int64_t n_head = q->ne[2];
+    if (n_rows > 1 && n_head > k->ne[2]) {
+        // one product for all heads that share their keys: with a CPU's threads, each product costs two barriers
+        q = ggml_reshape_3d(ctx, ggml_cont(ctx, q), q->ne[0], n_rows * n_head / k->ne[2], k->ne[2]);
+    }
     ggml_tensor * kq = ggml_mul_mat(ctx, k, q);
     ggml_prec_set_acc(kq, GGML_PREC_F32);
+    kq = ggml_reshape_3d(ctx, kq, n_cells, n_rows, n_head);
     if (softcap != 0.0f) {
         // as the node computes it: softcap * tanh(scale * q k / softcap), then a softmax without a scale
         kq = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, kq, scale / softcap)), softcap);
