@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from atp_cpp import _core as core
+from gguf_f32 import copy_as_f32
 from invariants import (
     nothing_leaks,
     pruned_equals_masked,
@@ -45,20 +46,7 @@ def path():
 @pytest.fixture(scope="module")
 def path_f32(path, tmp_path_factory):
     """The same weights in F32: Q4_1 weights quantise activations, too, which hides small errors."""
-    target = tmp_path_factory.mktemp("smollm2") / "f32.gguf"
-    reader, writer = gguf.GGUFReader(path), gguf.GGUFWriter(target, "llama")
-    for key in reader.fields.values():
-        if not key.name.startswith("GGUF.") and key.name != "general.architecture":
-            element = key.types[-1] if key.types[0] == gguf.GGUFValueType.ARRAY else None
-            writer.add_key_value(key.name, key.contents(), key.types[0], sub_type=element)
-    for tensor in reader.tensors:
-        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
-        writer.add_tensor(tensor.name, values.astype(np.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return target
+    return copy_as_f32(path, tmp_path_factory.mktemp("smollm2") / "f32.gguf")
 
 
 @pytest.fixture(params=["f32", "f16"])

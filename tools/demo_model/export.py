@@ -1,7 +1,8 @@
 """A transformers LLaVA folder of export_hf.py -> the two GGUF files that llama.cpp reads.
 
     python export.py --hf tests/data/demo_hf --out python/atp_cpp/demo
-writes atp-demo.gguf (decoder, Q8_0) and mmproj-atp-demo.gguf (eye and projector, F16).
+writes atp-demo.gguf (decoder, Q8_0) and mmproj-atp-demo.gguf (eye and projector, F16); with
+--outtype f32 both in F32, for comparisons.
 Nothing is left to be guessed: the feature layer is named (without it llama.cpp stops one block
 early), the tower's last LayerNorm is left out (LLaVA reads before it), no prefix space is added.
 """
@@ -10,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
 import numpy as np
-import sentencepiece as spm
 from safetensors.numpy import load_file
 
 DATA = (
@@ -22,9 +23,17 @@ DATA = (
     "out of those images, with generated questions and captions. Trained from scratch."
 )
 State = dict[str, np.ndarray]
+Kind = gguf.GGMLQuantizationType
+FTYPES = {
+    Kind.F32: gguf.LlamaFileType.ALL_F32,
+    Kind.F16: gguf.LlamaFileType.MOSTLY_F16,
+    Kind.Q8_0: gguf.LlamaFileType.MOSTLY_Q8_0,
+}
+# of decoder, eye and projector
+OUTTYPES = {"q8_0": (Kind.Q8_0, Kind.F16), "f32": (Kind.F32, Kind.F32)}
 
 
-def common_keys(writer: gguf.GGUFWriter, name: str, ftype: gguf.LlamaFileType) -> None:
+def common_keys(writer: gguf.GGUFWriter, name: str, kind: Kind) -> None:
     """Who made the file, of what, under which licence."""
     writer.add_name(name)
     writer.add_basename("atp-demo")
@@ -36,20 +45,18 @@ def common_keys(writer: gguf.GGUFWriter, name: str, ftype: gguf.LlamaFileType) -
     writer.add_dataset_repo_url(0, "https://github.com/vzhou842/easy-VQA")
     writer.add_dataset_count(1)
     writer.add_languages(["en"])
-    writer.add_file_type(ftype)
+    writer.add_file_type(FTYPES[kind])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
 
 
-def add(
-    writer: gguf.GGUFWriter, name: str, data: np.ndarray, kind: gguf.GGMLQuantizationType
-) -> None:
-    """One tensor as `kind`; vectors always as F32."""
+def add(writer: gguf.GGUFWriter, name: str, data: np.ndarray, kind: Kind) -> None:
+    """One tensor as `kind`; vectors and positions always as F32."""
     data = np.ascontiguousarray(data, np.float32)
-    if data.ndim == 1:
-        kind = gguf.GGMLQuantizationType.F32
-    if kind == gguf.GGMLQuantizationType.F32:
+    if data.ndim == 1 or name == "v.position_embd.weight":
+        kind = Kind.F32
+    if kind == Kind.F32:
         writer.add_tensor(name, data)
-    elif kind == gguf.GGMLQuantizationType.F16:
+    elif kind == Kind.F16:
         writer.add_tensor(name, data.astype(np.float16))
     else:
         writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
@@ -70,6 +77,8 @@ def permute(weight: np.ndarray, heads: int) -> np.ndarray:
 
 def add_vocabulary(writer: gguf.GGUFWriter, hf: Path, size: int) -> None:
     """The SentencePiece pieces, then <image> and <pad>; the chat template."""
+    import sentencepiece as spm  # the rest of this file is also used where it is not installed
+
     model = spm.SentencePieceProcessor(model_file=str(hf / "tokenizer.model"))
     tokens, scores, kinds = [], [], []
     for i in range(model.get_piece_size()):
@@ -104,33 +113,18 @@ def add_vocabulary(writer: gguf.GGUFWriter, hf: Path, size: int) -> None:
     writer.add_chat_template((hf / "chat_template.jinja").read_text())
 
 
-def write_text(hf: Path, config: dict, state: State, path: Path) -> None:
-    """The decoder."""
+def text_tensors(config: dict, state: State) -> Iterator[tuple[str, np.ndarray]]:
+    """The decoder's tensors under llama.cpp's names."""
     text = config["text_config"]
-    heads = text["num_attention_heads"]
-    writer = gguf.GGUFWriter(path, "llama")
-    common_keys(writer, "ATP demo", gguf.LlamaFileType.MOSTLY_Q8_0)
-    writer.add_vocab_size(text["vocab_size"])
-    writer.add_context_length(text["max_position_embeddings"])
-    writer.add_embedding_length(text["hidden_size"])
-    writer.add_block_count(text["num_hidden_layers"])
-    writer.add_feed_forward_length(text["intermediate_size"])
-    writer.add_head_count(heads)
-    writer.add_head_count_kv(text["num_key_value_heads"])
-    writer.add_rope_dimension_count(text["hidden_size"] // heads)
-    writer.add_rope_freq_base(text["rope_parameters"]["rope_theta"])
-    writer.add_layer_norm_rms_eps(text["rms_norm_eps"])
-    add_vocabulary(writer, hf, text["vocab_size"])
-    kind = gguf.GGMLQuantizationType.Q8_0
     root = (
         "model.language_model."
         if "model.language_model.norm.weight" in state
         else "language_model.model."
     )
     head = "lm_head.weight" if "lm_head.weight" in state else "language_model.lm_head.weight"
-    add(writer, "token_embd.weight", state[root + "embed_tokens.weight"], kind)
-    add(writer, "output_norm.weight", state[root + "norm.weight"], kind)
-    add(writer, "output.weight", state[head], kind)
+    yield "token_embd.weight", state[root + "embed_tokens.weight"]
+    yield "output_norm.weight", state[root + "norm.weight"]
+    yield "output.weight", state[head]
     names = {
         "input_layernorm": "attn_norm",
         "self_attn.q_proj": "attn_q",
@@ -146,8 +140,29 @@ def write_text(hf: Path, config: dict, state: State, path: Path) -> None:
         for theirs, ours in names.items():
             data = state[f"{root}layers.{il}.{theirs}.weight"]
             if ours in ("attn_q", "attn_k"):
-                data = permute(data, heads)
-            add(writer, f"blk.{il}.{ours}.weight", data, kind)
+                data = permute(data, text["num_attention_heads"])
+            yield f"blk.{il}.{ours}.weight", data
+
+
+def write_text(hf: Path, config: dict, state: State, path: Path, kind: Kind) -> None:
+    """The decoder."""
+    text = config["text_config"]
+    heads = text["num_attention_heads"]
+    writer = gguf.GGUFWriter(path, "llama")
+    common_keys(writer, "ATP demo", kind)
+    writer.add_vocab_size(text["vocab_size"])
+    writer.add_context_length(text["max_position_embeddings"])
+    writer.add_embedding_length(text["hidden_size"])
+    writer.add_block_count(text["num_hidden_layers"])
+    writer.add_feed_forward_length(text["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(text["num_key_value_heads"])
+    writer.add_rope_dimension_count(text["hidden_size"] // heads)
+    writer.add_rope_freq_base(text["rope_parameters"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(text["rms_norm_eps"])
+    add_vocabulary(writer, hf, text["vocab_size"])
+    for name, data in text_tensors(config, state):
+        add(writer, name, data, kind)
     finish(writer)
 
 
@@ -173,17 +188,13 @@ def vision_keys(writer: gguf.GGUFWriter, config: dict, images: dict) -> None:
     writer.add_array("clip.vision.feature_layer", [layer])
 
 
-def write_mmproj(config: dict, images: dict, state: State, path: Path) -> None:
-    """The eye and the projector."""
-    writer = gguf.GGUFWriter(path, "clip")
-    common_keys(writer, "ATP demo, eye and projector", gguf.LlamaFileType.MOSTLY_F16)
-    vision_keys(writer, config, images)
-    kind, f32 = gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.F32
+def vision_tensors(config: dict, state: State) -> Iterator[tuple[str, np.ndarray]]:
+    """The eye's and the projector's tensors under llama.cpp's names."""
     prefixes = ("model.vision_tower.", "vision_tower.vision_model.", "vision_tower.")
     root = next(p for p in prefixes if p + "embeddings.patch_embedding.weight" in state)
-    add(writer, "v.patch_embd.weight", state[root + "embeddings.patch_embedding.weight"], kind)
-    add(writer, "v.patch_embd.bias", state[root + "embeddings.patch_embedding.bias"], f32)
-    add(writer, "v.position_embd.weight", state[root + "embeddings.position_embedding.weight"], f32)
+    yield "v.patch_embd.weight", state[root + "embeddings.patch_embedding.weight"]
+    yield "v.patch_embd.bias", state[root + "embeddings.patch_embedding.bias"]
+    yield "v.position_embd.weight", state[root + "embeddings.position_embedding.weight"]
     names = {
         "layer_norm1": "ln1",
         "self_attn.q_proj": "attn_q",
@@ -198,13 +209,22 @@ def write_mmproj(config: dict, images: dict, state: State, path: Path) -> None:
         for theirs, ours in names.items():
             for part in ("weight", "bias"):
                 data = state[f"{root}encoder.layers.{il}.{theirs}.{part}"]
-                add(writer, f"v.blk.{il}.{ours}.{part}", data, kind)
+                yield f"v.blk.{il}.{ours}.{part}", data
     project = (
         "model.multi_modal_projector." if root.startswith("model.") else "multi_modal_projector."
     )
     for number, layer in ((0, "linear_1"), (2, "linear_2")):
         for part in ("weight", "bias"):
-            add(writer, f"mm.{number}.{part}", state[f"{project}{layer}.{part}"], kind)
+            yield f"mm.{number}.{part}", state[f"{project}{layer}.{part}"]
+
+
+def write_mmproj(config: dict, images: dict, state: State, path: Path, kind: Kind) -> None:
+    """The eye and the projector."""
+    writer = gguf.GGUFWriter(path, "clip")
+    common_keys(writer, "ATP demo, eye and projector", kind)
+    vision_keys(writer, config, images)
+    for name, data in vision_tensors(config, state):
+        add(writer, name, data, kind)
     finish(writer)
 
 
@@ -213,13 +233,15 @@ def main() -> None:
     parser.add_argument("--hf", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--names", nargs=2, default=("atp-demo.gguf", "mmproj-atp-demo.gguf"))
+    parser.add_argument("--outtype", choices=OUTTYPES, default="q8_0", help="default: %(default)s")
     a = parser.parse_args()
     a.out.mkdir(parents=True, exist_ok=True)
     config = json.loads((a.hf / "config.json").read_text())
     images = json.loads((a.hf / "preprocessor_config.json").read_text())
     state = load_file(a.hf / "model.safetensors")
-    write_text(a.hf, config, state, a.out / a.names[0])
-    write_mmproj(config, images, state, a.out / a.names[1])
+    text, vision = OUTTYPES[a.outtype]
+    write_text(a.hf, config, state, a.out / a.names[0], text)
+    write_mmproj(config, images, state, a.out / a.names[1], vision)
     for name in a.names:
         print(a.out / name, f"{(a.out / name).stat().st_size / 1e6:.1f} MB")
 

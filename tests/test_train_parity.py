@@ -1,0 +1,147 @@
+"""The engine's keep lists are torch's, with the demo model's weights in F32 on both sides."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from atp_cpp.captioner import DEMO_DIR, DEMO_MMPROJ, DEMO_MODEL
+from atp_cpp.fingerprint import fingerprint_from_gguf
+from gguf_f32 import copy_as_f32
+from random_sidecar import random_sidecar
+from tiny_llava_hf import DEMO_HF
+
+pytestmark = pytest.mark.torch
+
+TOOLS = Path(__file__).resolve().parents[1] / "tools" / "demo_model"
+N_PICTURES = 200
+CUTS = (1, 5, 9)
+COLORS = ("red", "green", "blue", "yellow", "teal", "gray", "black", "brown")
+QUESTIONS = (
+    "Describe the image.", "how many shapes are there?", "is there a red shape?",
+    "what shape is in the top left?", "is the circle above the triangle?",
+)  # fmt: skip
+THRESHOLDS = 1e-4
+
+
+@pytest.fixture(scope="module")
+def parity():
+    """The tools' modules `parity` and `export`."""
+    sys.path.insert(0, str(TOOLS))
+    try:
+        import export
+        import parity
+
+        yield parity, export
+    finally:
+        sys.path.remove(str(TOOLS))
+        for name in ("export", "parity"):
+            sys.modules.pop(name, None)
+
+
+@pytest.fixture(scope="module")
+def files(parity, tmp_path_factory):
+    """(decoder, eye and projector) of the demo checkpoint, every tensor in F32."""
+    from safetensors.numpy import load_file
+
+    _, export = parity
+    config = json.loads((DEMO_HF / "config.json").read_text())
+    state = load_file(DEMO_HF / "model.safetensors")
+    folder = tmp_path_factory.mktemp("f32")
+    text, vision = export.text_tensors(config, state), export.vision_tensors(config, state)
+    return (
+        copy_as_f32(DEMO_DIR / DEMO_MODEL, folder / DEMO_MODEL, text),
+        copy_as_f32(DEMO_DIR / DEMO_MMPROJ, folder / DEMO_MMPROJ, vision),
+    )
+
+
+@pytest.fixture(scope="module")
+def sidecar(files, tmp_path_factory):
+    """Random heads, scaled so that thresholds move from picture to picture near the scores."""
+    made = random_sidecar(
+        4, n_layer=12, n_embd=256, n_head=4, cuts=CUTS, grid=(24, 24), n_bins=64, n_hidden=64,
+        fingerprint=fingerprint_from_gguf(files[0]), kept=(0.5, 0.3, 0.2),
+    )  # fmt: skip
+    for name, array in made.tensors.items():
+        if "theta" in name:
+            array *= 0.05
+            array += 1.5 * ("theta_s.bias" in name)
+    return made.write_gguf(tmp_path_factory.mktemp("atp") / "atp.gguf")
+
+
+@pytest.fixture(scope="module")
+def torch_side(parity, sidecar):
+    from atp_cpp.sidecar import AtpSidecar
+
+    return parity[0].TorchSide(DEMO_HF, AtpSidecar.read_gguf(sidecar))
+
+
+def drawn(number):
+    """A picture of one to six shapes on a plain or noisy ground, and a question."""
+    rng = np.random.default_rng([11, number])
+    ground = rng.integers(170, 256, 3)
+    pixels = ground + rng.integers(-30, 31, (336, 336, 3)) * (number % 3 == 0)
+    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
+    draw = ImageDraw.Draw(image)
+    for _ in range(rng.integers(1, 7)):
+        x, y, size = (int(v) for v in (*rng.integers(0, 260, 2), rng.integers(30, 120)))
+        box, color = (x, y, x + size, y + size), COLORS[rng.integers(len(COLORS))]
+        kind = rng.integers(3)
+        if kind == 0:
+            draw.ellipse(box, color)
+        elif kind == 1:
+            draw.rectangle(box, color)
+        else:
+            draw.polygon([(x, y + size), (x + size // 2, y), (x + size, y + size)], color)
+    return image, QUESTIONS[number % len(QUESTIONS)]
+
+
+def check(summary, n_pictures, n_other, margin):
+    """Every picture alike, but for `n_other` where all that differs is this near to a threshold."""
+    assert summary["pictures"] == n_pictures
+    assert summary["largest_threshold_error"] < THRESHOLDS
+    differing = summary["margins_of_differing_tokens"]
+    assert summary["same_keep_lists"] == n_pictures - len(differing) >= n_pictures - n_other
+    assert all(abs(m) < margin for margins in differing for m in margins)
+
+
+def test_the_same_keep_lists_from_the_same_features(parity, files, sidecar, torch_side):
+    """About 30 s of CPU. A margin of some F32 roundings, at scores of about 0.5."""
+    tool, _ = parity
+    engine = tool.EngineSide(files[0], sidecar, (24, 24), n_threads=2)
+    pictures = map(drawn, range(N_PICTURES))
+    results = list(tool.from_same_features(pictures, torch_side, engine))
+    summary = tool.summary(results)
+    check(summary, N_PICTURES, n_other=2, margin=1e-5)
+    # it is no agreement about nothing: all are dropped, none are, or always the same
+    for k in range(len(CUTS)):
+        lists = {tuple(decided.kept[k]) for _, decided in results}
+        thresholds = {decided.thresholds[k] for _, decided in results}
+        assert len(lists) > 0.9 * N_PICTURES and len(thresholds) > 0.9 * N_PICTURES
+    assert 0.1 * 576 < summary["kept_mean"][0] < 0.9 * 576
+    assert summary["kept_mean"][2] > 0.02 * 576
+
+
+def test_the_same_keep_lists_from_the_picture(parity, files, sidecar, torch_side):
+    """Each side with its own encoder and prompt; six more layers round."""
+    import atp_cpp
+
+    tool, _ = parity
+    model, mmproj = files
+    options = {"mmproj": mmproj, "atp": sidecar, "n_threads": 2, **tool.EXACT}
+    with atp_cpp.Captioner(model, **options) as captioner:
+        results = list(tool.from_pictures(map(drawn, range(20)), torch_side, captioner))
+    check(tool.summary(results), 20, n_other=2, margin=1e-4)
+
+
+def test_a_difference_is_seen_and_its_margin_named(parity):
+    tool, _ = parity
+    theirs = tool.Decided([[0, 2], [2]], [(0.5, 0.875), (0.4, 0.9)], [{1: -2e-6, 2: 0.3}, {}])
+    same = tool.compare(theirs, theirs)
+    assert (same.same, same.threshold_error, same.differing) == (True, 0.0, [])
+    ours = tool.Decided([[0, 1, 2], [0]], [(0.5, 0.90625), (0.9, 0.1)], [])
+    other = tool.compare(ours, theirs)
+    assert (other.same, other.threshold_error, other.differing) == (False, 0.03125, [-2e-6])
