@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-import atp_twin
 from atp_cpp import _core as core
+from atp_modules import Modules, grids_of
 from invariants import (
     layer_mean,
     nothing_leaks,
@@ -13,7 +13,7 @@ from invariants import (
     together_equals_alone,
     uncut_plan,
 )
-from random_sidecar import KEEP_ALL, random_sidecar
+from random_sidecar import KEEP_ALL
 from rig import prompt
 
 pytest_plugins = ["fixtures_engine"]
@@ -27,39 +27,6 @@ PROMPTS = {
     "one token": (3, (1, 1), 2),
     "question over several ubatches": (3, (6, 6), 150),
 }
-
-
-def grids_of(parts):
-    return [part for part in parts if not isinstance(part, int)]
-
-
-class Modules:
-    """A sidecar with cuts behind a full-attention layer each, and the plans it makes."""
-
-    def __init__(self, rig, folder, seed=1, **fields):
-        cuts = (4,) if rig.arch == "gemma3" else (2, 5)
-        biases = {"theta_r_bias": 0.1, "theta_s_bias": 0.8}  # about half, then half of that
-        self.sidecar = random_sidecar(seed, **({"cuts": cuts, "arch": rig.arch} | biases | fields))
-        self.weights = core.load_sidecar(str(self.sidecar.write_gguf(folder / "atp.gguf")))
-        self.causal = rig.arch != "gemma3"
-
-    def plan(self, budget=None):
-        legal = range(1, N_LAYER)
-        return core.atp_plan(self.weights, n_layer=N_LAYER, legal_cuts=legal, budget=budget)
-
-    def twin(self, out, grids, budget=None):
-        """Asserts that each keep list is what the twin says on the engine's own scores."""
-        live = list(range(sum(r * c for r, c in grids)))
-        spent, done = 0.0, 0
-        for k, after in enumerate(self.sidecar.cuts):
-            spent, done = spent + (after - done) * len(live), after
-            expected = atp_twin.choose(
-                self.sidecar, k, self_sum=out["self_sum"][k], cross=out["cross"][k], live=live,
-                grids=grids, causal=self.causal, spent=spent, budget=budget,
-            )  # fmt: skip
-            assert out["kept"][k] == expected["kept"]
-            assert out["thresholds"][k] == pytest.approx(expected["thresholds"], rel=0, abs=1e-9)
-            live = out["kept"][k]
 
 
 @pytest.fixture

@@ -9,12 +9,14 @@ import os
 import socket
 import subprocess
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from atp_cpp import _core as core
 from atp_cpp.sidecar import fingerprint_from_gguf
+from atp_modules import Modules, grids_of
 from invariants import (
     nothing_leaks,
     pruned_equals_masked,
@@ -22,8 +24,9 @@ from invariants import (
     staged_equals_whole,
     together_equals_alone,
 )
-from rig import PRECISIONS, Rig, prompt
+from rig import PRECISIONS, Rig, max_abs, prompt
 from score_twin import atp_plan, atp_scores_equal_numpy
+from tolerance import check
 
 pytest_plugins = ["fixtures_engine"]
 pytestmark = [
@@ -150,6 +153,37 @@ def test_atp_scores_equal_numpy_where_the_map_takes_many_blocks(make_rpc_rig):
     rig = make_rpc_rig("llama", n_ctx=1280, n_ubatch=1024)
     parts = (5, (24, 24), 70, (14, 14), 100, (3, 4), 40)
     atp_scores_equal_numpy(rig, rig.staged(), parts, atp_plan(rig, [(2, 0.9), (5, 0.5)]), 1024)
+
+
+def test_atp_pruned_equals_masked(make_rpc_rig, arch, precision, tmp_path):
+    """And each keep list is what the twin says on the scores that came from the device."""
+    rig = make_rpc_rig(arch, precision)
+    staged = rig.staged()
+    mine = Modules(rig, tmp_path)
+    for parts, budget in (((5, (8, 8), 11), None), ((4, (4, 6), 3, (5, 5), 90), 0.75)):
+        seq = prompt(rig, staged, *parts)
+        kept = pruned_equals_masked(rig, staged, seq, mine.plan(budget))
+        assert len(kept[-1]) < seq.n_image_tokens
+        staged.remove(0)
+        mine.twin(staged.prefill(seq), grids_of(parts), budget)
+
+
+@pytest.mark.parametrize("n_gpu_layers", [-1, 4])
+def test_atp_decides_on_the_device_as_on_the_cpu(make_rpc_rig, arch, precision, tmp_path):
+    rig = make_rpc_rig(arch, precision)
+    on_cpu = replace(rig, options=rig.options | {"n_gpu_layers": 0})
+    plan = Modules(rig, tmp_path).plan()
+    for parts in ((5, (8, 8), 11), (3, (6, 6), 2, (3, 9), 80)):
+        outs = []
+        for decoder in (rig.staged(), on_cpu.staged()):
+            decoder.set_plan(plan)
+            seq = prompt(rig, decoder, *parts)
+            outs.append(decoder.prefill(seq, n_predict=4, all_logits=True))
+        ours, theirs = outs
+        assert ours["kept"] == theirs["kept"]
+        assert ours["thresholds"] == theirs["thresholds"]
+        assert len(ours["kept"][-1]) < seq.n_image_tokens
+        check(max_abs(theirs["logits"], ours["logits"]), "rpc", "any", "device = CPU")
 
 
 def test_sequences_together_and_one_after_another(make_rpc_rig, arch):

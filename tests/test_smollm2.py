@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from atp_cpp import _core as core
+from atp_cpp.fingerprint import fingerprint_from_gguf
+from atp_modules import Modules, grids_of
 from gguf_f32 import copy_as_f32
 from invariants import (
     nothing_leaks,
@@ -101,6 +103,24 @@ def test_atp_scores_equal_numpy(rig, table):
     parts = (30, (12, 12), 6, (7, 7), 40)
     plan = atp_plan(rig, [(2, 0.5), (15, 0.3), (27, 0.5)])
     atp_scores_equal_numpy(rig, rig.staged(), parts, plan, seq=words(table, *parts))
+
+
+def test_atp_decides_as_its_twin(rig, path, table, tmp_path):
+    """With a sidecar of the Q4_1 file, whose norms its F32 copy has, too."""
+    fields = {
+        "n_layer": N_LAYER, "cuts": (4, 13, 22), "n_embd": 576, "n_head": 9, "grid": (16, 16),
+        "n_bins": 64, "n_hidden": 64, "kept": (0.5, 0.3, 0.2), "theta_r_bias": -0.2,
+        "fingerprint": fingerprint_from_gguf(path),
+    }  # fmt: skip
+    mine = Modules(rig, tmp_path, **fields)
+    core.check_pair(mine.weights, rig.params())
+    staged = rig.staged()
+    for parts, budget in (((30, (16, 16), 40), None), (((8, 8), 5, (6, 9), 12), 0.5)):
+        seq = words(table, *parts)
+        kept = pruned_equals_masked(rig, staged, seq, mine.plan(budget))
+        assert seq.n_image_tokens > len(kept[0]) > len(kept[-1]) > 2
+        staged.remove(0)
+        mine.twin(staged.prefill(seq), grids_of(parts), budget)
 
 
 def test_sequences_and_leaks(rig, table):
