@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from atp_cpp.cli_args import add_verbose, whole
 from atp_cpp.errors import AtpError
 from atp_cpp.terminal import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED, Output, is_terminal
-from atp_cpp.train.options import DTYPES, MODES, TrainOptions
+from atp_cpp.train.options import DTYPES, MODES, RULES, SCORES, TrainOptions
 
 if TYPE_CHECKING:
     from atp_cpp.train.run import Trainer
@@ -79,6 +79,19 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         default=(),
         metavar="N,N,…",
         help="layers before each module (default: 4,14,24 of 32, scaled to the depth)",
+    )
+    group.add_argument(
+        "--score",
+        choices=SCORES,
+        default=_DEFAULT["score"],
+        help="attention that is held against theta_r: of image rows and question rows, or of one "
+        "of them alone (default: %(default)s)",
+    )
+    group.add_argument(
+        "--rule",
+        choices=RULES,
+        default=_DEFAULT["rule"],
+        help="which thresholds can keep a token (default: %(default)s)",
     )
     group.add_argument("--lora-rank", type=whole(1), default=_DEFAULT["lora_rank"], metavar="N")
     for name in ("lambda_atp", "lambda_target"):

@@ -10,6 +10,8 @@ from atp_cpp.errors import AtpError
 
 MODES = ("thresholds", "full", "lora")
 DTYPES = ("f32", "bf16")
+SCORES = ("avg", "self", "cross")
+RULES = ("union", "redundant", "spatial")
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ class TrainOptions:
     temperature: float = 20.0
     temperature_end: float = 100.0
     hard: float = 0.25
-    budget_start: float = 0.35
-    ease: float = 0.4
+    budget_start: float = 0.25
+    ease: float = 0.25
     drop_below: float = 0.05
     lora_rank: int = 16
     dtype: str = "f32"
@@ -111,6 +113,8 @@ class TrainOptions:
         """
         _one_of("mode", self.mode, MODES)
         _one_of("dtype", self.dtype, DTYPES)
+        _one_of("score", self.score, SCORES)
+        _one_of("rule", self.rule, RULES)
         if not 0 < self.budget <= 1:
             raise AtpError(f"expected --budget to be a fraction in (0, 1], got {self.budget}")
         if not 0 <= self.align < 1:
