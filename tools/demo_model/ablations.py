@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -39,22 +40,21 @@ from atp_cpp.train.prompting import load_processor
 from atp_cpp.train.run import Trainer
 from atp_cpp.train.step import n_image_tokens, run_batch
 
-CONTROL = "ATP"
+CONTROL = "as the demo"
+FIXED = "fixed ratio"
 VARIANTS: dict[str, dict[str, Any]] = {
     CONTROL: {},
+    "average of both scores (the paper's)": {"score": "avg"},
+    "self score only": {"score": "self"},
     "without spatial": {"rule": "redundant"},
     "without redundant": {"rule": "spatial"},
-    "self score only": {"score": "self"},
-    "cross score only": {"score": "cross"},
-    "fixed ratio": {"rule": "redundant"},
+    FIXED: {"rule": "redundant"},
 }
-# what the paper reports for them at 144 tokens, points below the whole method (second hand)
-PAPER = {
-    "without redundant": -1.05,
-    "without spatial": -1.0,
-    "self score only": -0.43,
-    "cross score only": -0.55,
-}
+
+
+def folder_name(name: str) -> str:
+    """A variant's name as files have it."""
+    return "_".join(re.findall(r"\w+", name))
 
 
 def started_options(a: argparse.Namespace, name: str) -> TrainOptions:
@@ -66,7 +66,7 @@ def started_options(a: argparse.Namespace, name: str) -> TrainOptions:
         given[key] = tuple(given.get(key, ()))
     for key in ("model", "data", "out", "image_dir", "watch"):
         given[key] = None if given[key] is None else Path(given[key])
-    given |= {"out": a.out / name.replace(" ", "_"), "steps": a.steps, "minutes": None}
+    given |= {"out": a.out / folder_name(name), "steps": a.steps, "minutes": None}
     given |= {key: value for key in ("model", "data") if (value := getattr(a, key)) is not None}
     given |= {"image_dir": None, "watch": a.held_out, "watch_every": 10**9, "save_minutes": 2.0}
     given |= {"temperature": 50.0, "hard": 0.4, "budget_start": 0.0, "warmup": 5, "cooldown": 0.5}
@@ -78,7 +78,7 @@ def started_options(a: argparse.Namespace, name: str) -> TrainOptions:
 def train(a: argparse.Namespace, name: str, shares: tuple[float, ...]) -> Trainer:
     """One variant from the common start to its end."""
     options = started_options(a, name)
-    if name == "fixed ratio":
+    if name == FIXED:
         options = replace(options, fixed=shares)
     resume = (options.out / FILE_NAME).exists()
     trainer = Trainer(options, resume=resume)
@@ -180,7 +180,7 @@ def _share(hits: list[bool], kinds: list[str], kind: str) -> float:
 
 def variant(a: argparse.Namespace, name: str, shares: tuple[float, ...]) -> dict[str, Any]:
     """The variant's result, trained and asked unless that was done before."""
-    path = a.out / f"{name.replace(' ', '_')}.json"
+    path = a.out / f"{folder_name(name)}.json"
     if path.exists():
         done: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return done
@@ -207,20 +207,19 @@ def difference(result: dict[str, Any], control: dict[str, Any]) -> tuple[float, 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Markdown: one line a variant."""
     lines = [
-        "| variant | accuracy | against ATP, points | the paper's | mean tokens | spread | "
+        "| variant | right | points against the demo's | mean tokens | spread | "
         "asked object's cells alive | other objects' |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, result in results.items():
         gain, error = difference(result, results[CONTROL])
         against = "" if name == CONTROL else f"{gain:+.1f} ± {error:.1f}"
-        paper = f"{PAPER[name]:+.2f}" if name in PAPER else ""
         cover = [
             " / ".join(f"{100 * share:.0f}" for share in result["coverage"].get(part, [])) + " %"
             for part in ("asked", "others")
         ]
         lines.append(
-            f"| {name} | {100 * result['accuracy']:.1f} % | {against} | {paper} | "
+            f"| {name} | {100 * result['accuracy']:.1f} % | {against} | "
             f"{result['mean_tokens']:.1f} | {result['std_tokens']:.1f} | "
             f"{cover[0]} | {cover[1]} |"
         )
