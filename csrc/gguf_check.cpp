@@ -19,6 +19,9 @@ namespace fs = std::filesystem;
 void check_gguf_start(const std::string & path, const char * what) {
     std::error_code ec;
     const fs::file_status status = fs::status(fs::u8path(path), ec);
+    if (status.type() == fs::file_type::none) {
+        throw ModelError("cannot open " + path + ": " + ec.message());
+    }
     if (!fs::exists(status)) {
         throw ModelError("no such file: " + path + " (expected a GGUF " + what + ")");
     }
@@ -57,6 +60,15 @@ void check_n_layer(const std::string & path, const gguf_context * gguf, const st
     }
 }
 
+// LoRA adapters and sidecars name the architecture they are for
+void check_no_adapter(const std::string & path, const gguf_context * gguf) {
+    const int64_t key = gguf_find_key(gguf, "general.type");
+    if (key >= 0 && gguf_get_kv_type(gguf, key) == GGUF_TYPE_STRING &&
+        std::string(gguf_get_val_str(gguf, key)) == "adapter") {
+        throw ModelError(path + " is an adapter, not a model; an ATP sidecar goes with --atp, beside its model");
+    }
+}
+
 uint64_t end_of_tensors(const gguf_context * gguf) {
     uint64_t end = gguf_get_data_offset(gguf);
     for (int64_t i = 0; i < gguf_get_n_tensors(gguf); ++i) {
@@ -88,6 +100,7 @@ std::string check_gguf(const std::string & path) {
         throw ModelError(path + " names no general.architecture; it is not a model llama.cpp could run");
     }
     const std::string arch = gguf_get_val_str(gguf.get(), key);
+    check_no_adapter(path, gguf.get());
     check_n_layer(path, gguf.get(), arch);
     return arch;
 }

@@ -17,7 +17,8 @@ namespace fs = std::filesystem;
 namespace {
 
 std::vector<char> read_all(const std::string & path) {
-    if (fs::is_directory(fs::u8path(path))) {
+    std::error_code ec;  // what cannot be looked at is for check_gguf_start to tell
+    if (fs::is_directory(fs::u8path(path), ec)) {
         throw ModelError(path + " is a folder; expected a GGUF sidecar. Make one of it: atp-cpp convert --atp " + path);
     }
     check_gguf_start(path, "sidecar");

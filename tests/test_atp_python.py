@@ -314,6 +314,14 @@ def test_the_same_plan_twice_is_refused(fake_engine):
         assert len(read_plans(["atp", "atp:budget=0.5", "atp:budget=8"], cap)) == 3
 
 
+def test_a_file_name_without_a_letter(cli, scene):
+    """As from a variable of the shell that is not set."""
+    for files in (["--atp", ""], ["-m", "", "--mmproj", "b"], ["-m", "a", "--mmproj", ""]):
+        code, out, err = cli("caption", scene, *files)
+        assert (code, out) == (2, "")
+        assert "expected the name of a GGUF file, got an empty text" in err
+
+
 def test_help_names_atp(capsys):
     with pytest.raises(SystemExit):
         main(["caption", "--help"])

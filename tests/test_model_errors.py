@@ -9,6 +9,7 @@ import textwrap
 import pytest
 
 from atp_cpp import _core as core
+from random_sidecar import random_sidecar
 
 pytest_plugins = ["fixtures_engine"]
 
@@ -78,6 +79,22 @@ def test_a_tensor_of_another_name(tmp_path, tiny_model):
     assert content.count(b"blk.3.ffn_up.weight") == 1
     path.write_bytes(content.replace(b"blk.3.ffn_up.weight", b"blk.3.ffn_pu.weight"))
     refused("tensor 'blk.3.ffn_up.weight' not found", path)
+
+
+def test_a_sidecar_is_no_model(tmp_path, tiny_model, tiny_mmproj):
+    path = random_sidecar().write_gguf(tmp_path / "atp.gguf")
+    refused("is an adapter, not a model; an ATP sidecar goes with --atp", path)
+    with pytest.raises(core.ModelError, match="is an adapter, not a model"):
+        core.Engine(str(tiny_model("llama")), str(path))
+
+
+def test_a_link_to_itself(tmp_path, tiny_model, tiny_mmproj):
+    path = tmp_path / "loop.gguf"
+    path.symlink_to(path)
+    refused("cannot open .*loop.gguf: Too many levels of symbolic links", path)
+    for mmproj, atp in ((path, ""), (tiny_mmproj("mlp"), path)):
+        with pytest.raises(core.ModelError, match="Too many levels of symbolic links"):
+            core.Engine(str(tiny_model("llama")), str(mmproj), str(atp))
 
 
 @pytest.mark.parametrize("n_layer", [0, 513, 2**32 - 1])

@@ -271,8 +271,11 @@ def model_files(
     """The two files to load: the user's, or the demo's.
 
     Raises:
-        ModelError: one without the other, or no demo model in this installation.
+        ModelError: one without the other, a name without a letter, or no demo model in this
+            installation.
     """
+    for path in (model, mmproj):
+        _check_name(path)
     if model is None:
         if mmproj is not None:
             raise ModelError(
@@ -297,11 +300,22 @@ def model_files(
 def atp_file(
     model: str | os.PathLike[str] | None, atp: str | os.PathLike[str] | None
 ) -> Path | None:
-    """The sidecar to load: the user's, or the demo model's, or none."""
+    """The sidecar to load: the user's, or the demo model's, or none.
+
+    Raises:
+        ModelError: a name without a letter.
+    """
+    _check_name(atp)
     if atp is not None:
         return Path(atp)
     demo = DEMO_DIR / DEMO_ATP
     return demo if model is None and demo.is_file() else None
+
+
+def _check_name(path: str | os.PathLike[str] | None) -> None:
+    """Raises ModelError on an empty text: as a Path it would be the present folder."""
+    if path is not None and not os.fspath(path):
+        raise ModelError("expected the name of a GGUF file, got an empty text")
 
 
 def _as_list(image: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:

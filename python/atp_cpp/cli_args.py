@@ -94,8 +94,8 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--budget",
         metavar="F|N",
-        help="policy atp: image tokens, mean over all layers, as a fraction with a decimal point "
-        "(0.25) or a count (144)",
+        help="policy atp, where --policy does not say: image tokens, mean over all layers, as a "
+        "fraction with a decimal point (0.25) or a count (144)",
     )
 
 
