@@ -243,13 +243,6 @@ def main() -> None:
     a = parser.parse_args()
     torch.set_num_threads(a.threads)
     a.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(
-        [CONTROL, *a.only]
-    ):  # the control first: fixed ratio needs its shares
-        shares = tuple(results[CONTROL]["kept"]) if results else ()
-        results[name] = variant(a, name, shares)
-        print(table(results), flush=True)
     where_from = provenance(
         start_sha256=file_sha256(a.start / FILE_NAME),
         held_out=a.held_out.name,
@@ -258,8 +251,15 @@ def main() -> None:
         steps=a.steps,
         n_images=a.images,
     )
-    text = json.dumps({"provenance": where_from, "results": results}, indent=1)
-    (a.out / "ablations.json").write_text(text + "\n", encoding="utf-8")
+    results: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(
+        [CONTROL, *a.only]
+    ):  # the control first: fixed ratio needs its shares
+        shares = tuple(results[CONTROL]["kept"]) if results else ()
+        results[name] = variant(a, name, shares)
+        text = json.dumps({"provenance": where_from, "results": results}, indent=1)
+        (a.out / "ablations.json").write_text(text + "\n", encoding="utf-8")
+        print(table(results), flush=True)
 
 
 if __name__ == "__main__":
