@@ -40,9 +40,10 @@ int32_t wanted(const AtpWeights & weights, size_t k, const AtpBudget & budget, c
     const double least = static_cast<double>(n_images) * left.n_layers();
     if (left.token_layers < least - 1e-9) {
         const double mean = (in.spent + least) / in.n_layer;
-        throw PlanError(budget_text(budget, n_tokens) + " cannot be met: the first " + std::to_string(in.after) +
-                        " of " + std::to_string(in.n_layer) + " layers see them all and each image keeps one; the " +
-                        "least possible is a mean of " + number(mean) + " (" + number(mean / n_tokens) + " of them)");
+        throw PlanError(budget_text(budget, n_tokens) + " cannot be met: all " + std::to_string(n_tokens) +
+                        " live up to the cut after " + std::to_string(in.after) + " of " + std::to_string(in.n_layer) +
+                        " layers, and each image keeps one; the least possible is a mean of " + number(mean) + " (" +
+                        number(mean / n_tokens) + " of them)");
     }
     return tokens_for(left, n_images, static_cast<int32_t>(in.index.size()));
 }

@@ -321,7 +321,7 @@ def test_an_impossible_budget_is_refused_with_the_least_possible():
         with pytest.raises(core.PlanError) as caught:
             core.atp_run(weights_of(sidecar), 0, **arguments, spent=128.0, budget=budget)
         assert "the least possible is a mean of 16.75 (0.2617 of them)" in str(caught.value)
-        assert "cannot be met: the first 2 of 8 layers see them all" in str(caught.value)
+        assert "cannot be met: all 64 live up to the cut after 2 of 8 layers" in str(caught.value)
     kept = core.atp_run(weights_of(sidecar), 0, **arguments, spent=128.0, budget=17)["kept"]
     assert len(kept) == 1
 

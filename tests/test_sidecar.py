@@ -269,6 +269,12 @@ def test_folders_that_are_none(tmp_path, spoil, reason):
         AtpSidecar.load_dir(folder)
 
 
+def test_a_file_is_no_folder(tmp_path):
+    path = example().write_gguf(tmp_path / "atp.gguf")
+    with pytest.raises(core.ModelError, match=r"atp.gguf: expected the folder that training wrote"):
+        AtpSidecar.load_dir(path)
+
+
 def test_a_folder_with_a_field_nobody_knows(tmp_path):
     folder = example().save_dir(tmp_path)
     text = (folder / "atp.json").read_text().replace('"version"', '"temperature": 3, "version"')

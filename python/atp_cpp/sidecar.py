@@ -220,6 +220,11 @@ def _read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ModelError(f"{path}: no such file; expected a folder with {JSON_NAME}") from None
+    except NotADirectoryError:
+        raise ModelError(
+            f"{path.parent}: expected the folder that training wrote ({JSON_NAME}, {NPZ_NAME}), "
+            "got a file"
+        ) from None
     except OSError as error:
         raise ModelError(f"{path}: cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
