@@ -158,6 +158,17 @@ def test_writing_leaves_nothing_behind(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["atp.gguf"]
 
 
+@pytest.mark.parametrize(
+    ("below", "reason"),
+    [("file/atp.gguf", "Not a directory"), ("a" * 300, "File name too long")],
+    ids=["a file", "long"],
+)
+def test_places_where_not_even_the_temporary_file_can_be(tmp_path, below, reason):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(core.ModelError, match=f"cannot be written: {reason}"):
+        example().write_gguf(tmp_path / below)
+
+
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
