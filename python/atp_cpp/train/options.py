@@ -84,7 +84,7 @@ class TrainOptions:
     images_per_batch: int = 4
     questions_per_image: int = 4
     lr_heads: float = 1e-3
-    lr_llm: float = 3e-4
+    lr_llm: float = 1.5e-4
     lambda_atp: float = 0.01
     lambda_target: float = 2.0
     lambda_align: float = 3.0
