@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from atp_cpp import _core
+from atp_cpp.captioner import DEMO_ATP, DEMO_MMPROJ, DEMO_MODEL
 
 MODULE = Path(_core.__file__)
 
@@ -29,8 +30,7 @@ def test_wheel_holds_the_package(installed):
         "atp_cpp/__init__.py",
         "atp_cpp/_core.pyi",
         "atp_cpp/py.typed",
-        "atp_cpp/demo/atp-demo.gguf",
-        "atp_cpp/demo/mmproj-atp-demo.gguf",
+        *(f"atp_cpp/demo/{name}" for name in (DEMO_MODEL, DEMO_MMPROJ, DEMO_ATP)),
         f"atp_cpp/{MODULE.name}",
     } <= names
     assert any(f.name == "LICENSE" for f in installed)
