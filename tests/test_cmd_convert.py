@@ -104,6 +104,12 @@ def test_the_script_is_the_same(trained, tmp_path):
 # ---- inspect
 
 
+def test_inspect_names_each_cut(cli, tmp_path):
+    """Each has a share of its own, so none hides in a range."""
+    path = example(cuts=(1, 2, 3), kept=(0.7, 0.5, 0.1)).write_gguf(tmp_path / "atp.gguf")
+    assert "after 1, 2, 3 layers" in cli("inspect", path).out
+
+
 def test_inspect_a_sidecar(cli, tmp_path):
     path = example().write_gguf(tmp_path / "atp.gguf")
     ran = cli("inspect", path)

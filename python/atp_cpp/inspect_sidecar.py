@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from atp_cpp._core import ModelParams, load_sidecar, why_no_pair
-from atp_cpp.config import format_cuts
 from atp_cpp.sidecar import AtpSidecar
 
 
@@ -67,7 +66,7 @@ class SidecarFacts:
             f"  for            {self.base_name}: {self.arch}, {self.n_layer} layers of width "
             f"{self.n_embd}, {self.n_head} heads",
             f"  fingerprint    {self.fingerprint}",
-            f"  cuts           after {format_cuts(self.cuts)} layers",
+            f"  cuts           after {', '.join(map(str, self.cuts))} layers",
             f"  kept           {kept} of the image tokens; {self.kept_mean:.1%} over all layers "
             f"(trained for {self.budget:.1%})",
             f"  trained        {self.mode}; grid {self.grid[0]}x{self.grid[1]}"
