@@ -1,10 +1,12 @@
 """What each mode of training changes, and that it is written as it was."""
 
 import logging
+import sys
 
 import numpy as np
 import pytest
 
+from atp_cpp.errors import AtpError
 from tiny_llava_hf import N_LAYER, SIDE, write_tiny_llava
 from train_modules import load_heads
 
@@ -91,7 +93,13 @@ def test_adapters_start_at_nothing_and_merge_exactly(trainer, tmp_path):
     assert before.loss != pytest.approx(plain.watch().loss, rel=1e-6)
     merge_adapters(run.llava)
     assert run.watch().loss == pytest.approx(before.loss, rel=1e-4)
-    assert not [name for name, _ in run.llava.named_modules() if name.endswith(".down")]
+    assert not [name for name, _ in run.llava.named_modules() if "lora" in name]
+
+
+def test_lora_without_peft_says_what_to_install(trainer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(AtpError, match=r"--mode lora needs peft; pip install 'atp_cpp\[train\]'"):
+        trainer(mode="lora")
 
 
 def test_bf16_keeps_what_is_trained_in_float32(trainer, tiny_llava):

@@ -3,45 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from atp_cpp.errors import AtpError
 from atp_cpp.train.insert import AtpLlava
 
-
-class LoraLinear(nn.Module):
-    """A frozen linear layer with a trained low-rank addition, zero at the start.
-
-    Low-rank adaptation (Hu et al., arXiv 2106.09685), scaled by 2 as with its alpha = 2 * rank.
-    """
-
-    SCALE = 2.0
-
-    def __init__(self, base: nn.Linear, rank: int) -> None:
-        super().__init__()
-        self.base = base
-        device = base.weight.device
-        self.down = nn.Linear(base.in_features, rank, bias=False, device=device)
-        self.up = nn.Linear(rank, base.out_features, bias=False, device=device)
-        nn.init.zeros_(self.up.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(…, in) -> (…, out)."""
-        added: Tensor = self.up(self.down(x.to(self.down.weight.dtype))) * self.SCALE
-        base: Tensor = self.base(x)
-        return base + added.to(base.dtype)
-
-    @torch.no_grad()
-    def added(self) -> Tensor:
-        """What the adapter adds to the layer's weight (out, in), float32."""
-        return self.SCALE * (self.up.weight.float() @ self.down.weight.float())
-
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """The linear layer that computes the same."""
-        self.base.weight.copy_(self.base.weight.float() + self.added())
-        return self.base
+ADAPTER = "default"  # peft's name for the only one
 
 
 def prepare(llava: AtpLlava, mode: str, lora_rank: int, frozen_dtype: torch.dtype) -> None:
@@ -50,6 +20,9 @@ def prepare(llava: AtpLlava, mode: str, lora_rank: int, frozen_dtype: torch.dtyp
     thresholds: the modules alone. full: the language model and its head, too. lora: adapters on
     every linear layer of the decoder, and its norms (so that the sidecar's fingerprint tells the
     tuned model from the one it came from).
+
+    Raises:
+        AtpError: lora without peft.
     """
     llava.requires_grad_(False)
     llava.heads.requires_grad_(True)
@@ -57,10 +30,9 @@ def prepare(llava: AtpLlava, mode: str, lora_rank: int, frozen_dtype: torch.dtyp
         llava.language.requires_grad_(True)
         llava.model.get_output_embeddings().requires_grad_(True)
     elif mode == "lora":
-        for parent, name, linear in list(_linears(llava.language)):
-            setattr(parent, name, LoraLinear(linear, lora_rank))
+        _insert_adapters(llava.language, lora_rank)
         for name, parameter in llava.language.named_parameters():
-            parameter.requires_grad_("norm" in name or ".down." in name or ".up." in name)
+            parameter.requires_grad_("norm" in name or ".lora_" in name)
     for parameter in llava.parameters():
         parameter.data = parameter.data.to(
             torch.float32 if parameter.requires_grad else frozen_dtype
@@ -73,28 +45,32 @@ def trained(llava: AtpLlava) -> dict[str, nn.Parameter]:
     return {name: p for name, p in llava.named_parameters() if p.requires_grad}
 
 
+def _insert_adapters(root: nn.Module, rank: int) -> None:
+    """Low-rank adaptation (Hu et al., arXiv 2106.09685) by peft, alpha = 2 * rank."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError:
+        raise AtpError("--mode lora needs peft; pip install 'atp_cpp[train]'") from None
+    names = [name for name, module in root.named_modules() if isinstance(module, nn.Linear)]
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names)
+    inject_adapter_in_model(config, root, adapter_name=ADAPTER)
+
+
+def _adapted(root: nn.Module) -> Iterator[tuple[str, Any]]:
+    """(name, peft's layer) of every linear layer with an adapter."""
+    for name, module in root.named_modules():
+        if hasattr(module, "get_delta_weight"):
+            yield name, module
+
+
 def adapters(root: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """(name of a weight without its adapter, what the adapter adds to it), of all below `root`."""
-    for name, module in root.named_modules():
-        if isinstance(module, LoraLinear):
-            yield f"{name}.weight", module.added()
+    for name, layer in _adapted(root):
+        yield f"{name}.weight", layer.get_delta_weight(ADAPTER).detach()
 
 
 def merge_adapters(llava: AtpLlava) -> None:
     """Turns adapters into plain weights; the model computes the same without them."""
-    for parent, name, lora in list(_loras(llava.language)):
-        setattr(parent, name, lora.merged())
-
-
-def _linears(root: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Linear]]:
-    for parent in root.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, nn.Linear):
-                yield parent, name, child
-
-
-def _loras(root: nn.Module) -> Iterator[tuple[nn.Module, str, LoraLinear]]:
-    for parent in root.modules():
-        for name, child in parent.named_children():
-            if isinstance(child, LoraLinear):
-                yield parent, name, child
+    for name, layer in list(_adapted(llava.language)):
+        layer.merge()
+        llava.language.set_submodule(name, layer.get_base_layer())
