@@ -75,6 +75,14 @@ def test_correlations(tool):
     assert ties.tolist() == [2.5, 0, 2.5, 1]
 
 
+def test_correlation_within_a_kind_is_not_hidden_by_the_mix_of_kinds(tool):
+    x, y = [1, 2, 3, 4, 5, 6], [10, 11, 12, 1, 2, 3]
+    got = tool("tools/demo_model/adaptivity").within(x, y, list("aaabbb"))
+    assert got["all"] == pytest.approx({"pearson": 1, "spearman": 1})
+    assert got["by_kind"]["b"] == pytest.approx({"n": 3, "pearson": 1, "spearman": 1})
+    assert tool("tools/demo_model/adaptivity").correlation(x, y)["pearson"] < 0
+
+
 def test_coverage_tells_the_asked_object_from_the_others(tool):
     adaptivity = tool("tools/demo_model/adaptivity")
     row = {"image": "a", "kind": "color", "box": [0, 0, 28, 28], "others": [(28, 28, 56, 56)]}

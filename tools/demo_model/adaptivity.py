@@ -132,6 +132,22 @@ def correlation(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
     return {"pearson": float(both[0]), "spearman": float(both[1])}
 
 
+def within(x: Sequence[float], y: Sequence[float], kinds: Sequence[str]) -> dict[str, Any]:
+    """Correlations within each kind of question, and of all once each kind's means are taken off.
+
+    Kinds differ in how many tokens they need and in which scenes they can be asked about, so a
+    correlation over all of them mixes both.
+    """
+    a, b = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    rest_a, rest_b, by_kind = a.copy(), b.copy(), {}
+    for kind in sorted(set(kinds)):
+        mine = np.array([k == kind for k in kinds])
+        by_kind[kind] = {"n": int(mine.sum()), **correlation(a[mine].tolist(), b[mine].tolist())}
+        rest_a[mine] -= a[mine].mean()
+        rest_b[mine] -= b[mine].mean()
+    return {"all": correlation(rest_a.tolist(), rest_b.tolist()), "by_kind": by_kind}
+
+
 def spread(values: Sequence[float]) -> dict[str, float]:
     """Mean, standard deviation and the range."""
     array = np.asarray(values, np.float64)
@@ -151,7 +167,7 @@ def counts(seen: list[Seen]) -> dict[str, Any]:
     for one in seen:
         groups[one.question["image"]].append(one)
     several = [group for group in groups.values() if len(group) > 1]
-    within = [np.std([one.tokens_mean for one in group], ddof=1) for group in several]
+    inside = [np.std([one.tokens_mean for one in group], ddof=1) for group in several]
     between = [np.mean([one.tokens_mean for one in group]) for group in several]
     n_cuts = len(seen[0].alive)
     shared = [[_shared(group, k) for group in several] for k in range(n_cuts)]
@@ -164,14 +180,17 @@ def counts(seen: list[Seen]) -> dict[str, Any]:
         "tokens_mean": spread(tokens),
         "kept": [spread([float(one.alive[k].sum()) for one in seen]) for k in range(n_cuts)],
         "objects_tokens": correlation(objects, tokens),
+        "objects_tokens_within_kind": within(
+            objects, tokens, [one.question["kind"] for one in seen]
+        ),
         "objects_kept": [
             correlation(objects, [float(one.alive[k].sum()) for one in seen]) for k in range(n_cuts)
         ],
         "by_objects": {str(n): spread(v) for n, v in sorted(by_objects.items())},
         "by_kind": {kind: spread(v) for kind, v in sorted(by_kind.items())},
-        "std_within_image": float(np.mean(within)),
+        "std_within_image": float(np.mean(inside)),
         "std_between_images": float(np.std(between, ddof=1)) if len(between) > 1 else 0.0,
-        "images_whose_count_differs": float(np.mean([value > 0 for value in within])),
+        "images_whose_count_differs": float(np.mean([value > 0 for value in inside])),
         "overlap_within_image": [float(np.mean(column)) for column in shared],
     }
 
@@ -308,11 +327,16 @@ def markdown(content: dict[str, Any]) -> str:
     lines.append("|---|" + "---:|" * len(own["by_kind"]))
     means = [f"{s['mean']:.1f}" for s in own["by_kind"].values()]
     lines.append("| mean tokens | " + " | ".join(means) + " |")
-    both = own["objects_tokens"]
+    inside = own["objects_tokens_within_kind"]["by_kind"]
+    rhos = [f"{inside[kind]['pearson']:.2f}" for kind in own["by_kind"]]
+    lines.append("| Pearson's r of objects and tokens | " + " | ".join(rhos) + " |")
+    both, apart = own["objects_tokens"], own["objects_tokens_within_kind"]["all"]
     lines += [
         "",
         f"Correlation of objects and tokens: Pearson {both['pearson']:.2f}, Spearman "
-        f"{both['spearman']:.2f}. Between questions on one image: standard deviation "
+        f"{both['spearman']:.2f}; once each kind of question's own means are taken off, "
+        f"Pearson {apart['pearson']:.2f}, Spearman {apart['spearman']:.2f}. Between questions on "
+        f"one image: standard deviation "
         f"{own['std_within_image']:.1f} tokens, count differs on "
         f"{100 * own['images_whose_count_differs']:.0f} % of images; between images: "
         f"{own['std_between_images']:.1f}. Kept tokens that two questions on one image share: "
