@@ -30,6 +30,7 @@ CURVES = {
     "fastv, same three cuts": ("fastv", "#d55e00", "s", "-"),
     "fastv, one cut": ("fastv, one", "#d55e00", "s", ":"),
     "grid, same three cuts": ("grid", "#009e73", "^", "-"),
+    "before tuning: all, fastv one cut": ("before tuning,", "#202020", "x", ""),
     "random, same three cuts": ("random", "#8a8a8a", "v", "-"),
 }
 
@@ -44,7 +45,7 @@ def curves(axes: Axes, lines: list[dict[str, Any]], source: str) -> None:
     whole = lines[0][source]
     axes.axhline(100 * whole["accuracy"], color=PALE, lw=0.8, ls="--", zorder=0)
     for name, (start, color, marker, style) in CURVES.items():
-        mine = [line[source] for line in lines if belongs(line["label"], start)]
+        mine = [line[source] for line in lines if source in line and belongs(line["label"], start)]
         if not mine:
             continue
         x = [one["tokens_mean"] for one in mine]

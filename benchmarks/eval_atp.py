@@ -8,6 +8,8 @@ factor to that mean: the same number of tokens in the same layers, so that only 
 differs. fastv also runs as it was published, with one cut after two layers, where that can reach
 the mean. Questions are one seeded order; plans that are asked fewer take its beginning, so that
 every two rows share questions. DIR keeps each reply, and a second call goes on.
+--before scenes=ROWS adds what the same questions got from the model before it was tuned, as
+`atp-cpp eval --rows` wrote it; differences are then against its answers with all tokens.
     python benchmarks/eval_atp.py --show benchmarks/results/atp-demo.json
 prints the tables of a result again.
 """
@@ -157,11 +159,11 @@ def paired(rows: Sequence[EvalRow], reference: Sequence[EvalRow]) -> tuple[float
     return 100 * statistics.fmean(differences), 100 * error
 
 
-def result(rows: Sequence[EvalRow], plan: str, reference: str) -> dict[str, Any]:
+def result(rows: Sequence[EvalRow], plan: str, reference: Sequence[EvalRow]) -> dict[str, Any]:
     """The figures of one plan on one file of questions."""
     mine = [row for row in rows if row.plan == plan]
     summary = summarise(mine)[0]
-    points, error = paired(mine, [row for row in rows if row.plan == reference])
+    points, error = paired(mine, reference)
     counts = [row.tokens_mean for row in mine if not row.error]
     return {
         "n": summary.n,
@@ -208,16 +210,50 @@ def measure(a: argparse.Namespace) -> dict[str, Any]:
             "threads": a.threads,
         }
         where_from = {**provenance(captioner.model), **facts}
+    known = {name: list(rows.values()) for name, rows in before_rows(a).items()}
+    reference = {
+        name: [row for row in known.get(name, rows) if row.plan == "none"]
+        for name, rows in asked.items()
+    }
     lines = [
         {
             "level": plan.level,
             "label": plan.label,
             "plan": text,
-            **{name: result(rows, text, texts[0]) for name, rows in asked.items()},
+            **{name: result(rows, text, reference[name]) for name, rows in asked.items()},
         }
         for plan, text in zip(plans, texts, strict=True)
     ]
+    lines += before_lines(known, reference)
     return {"provenance": where_from, "sources": list(files), "lines": lines}
+
+
+def before_rows(a: argparse.Namespace) -> dict[str, dict[tuple[str, str, str, str], EvalRow]]:
+    """The replies of the model before it was tuned, by source."""
+    named = [item.partition("=") for item in a.before]
+    return {name: read_rows(Path(path)) for name, _, path in named}
+
+
+def before_lines(
+    known: dict[str, list[EvalRow]], reference: dict[str, list[EvalRow]]
+) -> list[dict[str, Any]]:
+    """Lines of the model before it was tuned, with the sources that it was asked."""
+    out = []
+    for plan in dict.fromkeys(row.plan for rows in known.values() for row in rows):
+        of_plan = {
+            name: result(rows, plan, reference[name])
+            for name, rows in known.items()
+            if any(row.plan == plan for row in rows)
+        }
+        some = [
+            row for rows in known.values() for row in rows if row.plan == plan and not row.error
+        ]
+        share = statistics.fmean(row.tokens_mean / row.n_image_tokens for row in some)
+        level = min((1.0, *LEVELS), key=lambda one: abs(one - share))
+        label = "all tokens" if plan == "none" else plan.partition(":")[0]
+        label += f", one cut after {FASTV_AFTER} layers" if label == "fastv" else ""
+        out.append({"level": level, "label": f"before tuning, {label}", "plan": plan, **of_plan})
+    return out
 
 
 def table(content: dict[str, Any]) -> str:
@@ -231,10 +267,13 @@ def table(content: dict[str, Any]) -> str:
         first = line[sources[0]]
         cells = [f"{100 * line['level']:g} %", line["label"], f"{first['tokens_mean']:.1f}"]
         for name in sources:
-            one = line[name]
+            one = line.get(name)
+            if one is None:
+                cells += ["", ""]
+                continue
             against = f"{one['points']:+.1f} ± {one['points_error']:.1f}"
-            is_first = line is content["lines"][0]
-            cells += [f"{100 * one['accuracy']:.1f} %", "" if is_first else against]
+            is_itself = one["points"] == 0 and line["plan"] == "none"
+            cells += [f"{100 * one['accuracy']:.1f} %", "" if is_itself else against]
         cells += [f"{first['kv_bytes'] / 2**20:.2f}", f"{first['t_prefill']:.0f}"]
         if line["plan"].startswith("atp"):
             cells[1:] = [f"**{cell}**" if cell else "" for cell in cells[1:]]
@@ -248,6 +287,8 @@ def kinds_table(content: dict[str, Any], source: str) -> str:
     lines = ["| layer mean | policy | n | all | " + " | ".join(kinds) + " | tokens | spread |"]
     lines.append("|---|---|" + "---:|" * (len(kinds) + 4))
     for line in content["lines"]:
+        if source not in line:
+            continue
         one = line[source]
         cells = [f"{100 * line['level']:g} %", line["label"], str(one["n"])]
         cells.append(f"{100 * one['accuracy']:.1f} %")
@@ -281,6 +322,9 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=300, help="questions for the other plans")
     parser.add_argument(
         "--cap", nargs="*", default=[], metavar="NAME=N", help="ask at most N of these questions"
+    )
+    parser.add_argument(
+        "--before", nargs="*", default=[], metavar="NAME=ROWS", help="of the model before tuning"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("-t", "--threads", type=int, default=0)
