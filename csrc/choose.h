@@ -9,16 +9,10 @@
 
 #include "plan.h"
 #include "policy.h"
+#include "score_kind.h"
 #include "sequence.h"
 
 namespace atp {
-
-// per live row, as far as the policy asked for them
-struct RowScores {
-    std::vector<float> last_row;              // attention from the last row of the prompt
-    std::vector<double> self_sum, cross_sum;  // from the image rows, from the question's rows: sums
-    int32_t n_question_rows = 0;
-};
 
 // how far a prompt has come
 struct Progress {

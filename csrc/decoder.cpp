@@ -170,9 +170,7 @@ PrefillResult Decoder::run(const Sequence & seq, const PrefillOptions & options,
     auto cut = plan_.begin();
     Progress progress{model_.n_layer(), 0.0};
     const auto make_cut = [&] {
-        const RowScores scores = {std::move(out.score), std::move(out.self_sum), std::move(out.cross_sum),
-                                  out.n_question_rows};
-        result.cuts.push_back(choose(*cut, seq, live, scores, progress));
+        result.cuts.push_back(choose(*cut, seq, live, out.scores, progress));
         compact(seq, result.cuts.back().choice.kept, hidden.row_size(), live, hidden.data());
         ++cut;
     };

@@ -138,8 +138,8 @@ void ScoreSum::computed() {
     n_head_ = map_.blocks.empty() ? n_head_ : map_.n_head;
 }
 
-ScoreTotals ScoreSum::finish(int32_t n_layer) const {
-    ScoreTotals out;
+RowScores ScoreSum::finish(int32_t n_layer) const {
+    RowScores out;
     bool finite = true;
     const auto per_row = [&](const auto & received, auto & sums, auto divisor) {
         for (const int32_t cell : cell_) {

@@ -15,14 +15,6 @@
 
 namespace atp {
 
-struct ScoreTotals {
-    std::vector<float> last_row;  // [n_live]: mean over heads of the attention of the prompt's last row
-    // [n_live]: mean over heads, summed over the live image rows, and over the question's rows: the live text rows
-    // behind the prompt's last image
-    std::vector<double> self_sum, cross_sum;
-    int32_t n_question_rows = 0;
-};
-
 class ScoreSum {
   public:
     ScoreSum(ScoreKind kind, const Sequence & seq, const std::vector<int32_t> & live);
@@ -38,7 +30,7 @@ class ScoreSum {
     bool inputs_set(const CutGraph & cut);
 
     void computed();
-    ScoreTotals finish(int32_t n_layer) const;  // n_layer: layers run so far, for the error
+    RowScores finish(int32_t n_layer) const;  // n_layer: layers run so far, for the error
 
   private:
     enum class Giver : uint8_t { none, image, question, last_row };

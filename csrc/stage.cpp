@@ -102,11 +102,7 @@ StageOutput Stage::prefill(const StageInput & in, HiddenRows & hidden, ggml_back
     for (const Segment & segment : parts) {
         run_segment(run, segment);
     }
-    ScoreTotals scores = run.score.finish(range_.il_last);
-    run.out.score = std::move(scores.last_row);
-    run.out.self_sum = std::move(scores.self_sum);
-    run.out.cross_sum = std::move(scores.cross_sum);
-    run.out.n_question_rows = scores.n_question_rows;
+    run.out.scores = run.score.finish(range_.il_last);
     hidden = std::move(run.hidden_out);
     return std::move(run.out);
 }

@@ -29,10 +29,7 @@ struct StageInput {
 
 struct StageOutput {
     std::vector<float> logits;  // [n_outputs][n_vocab], last stage only
-    // [n_live]: attention each row receives, mean over heads, in the stage's last full-attention layer
-    std::vector<float> score;                 // last_row: from the prompt's last row
-    std::vector<double> self_sum, cross_sum;  // atp: summed over the live image rows; over the question rows,
-    int32_t n_question_rows = 0;              // which are the text rows behind the prompt's last image
+    RowScores scores;           // from the stage's last full-attention layer
 };
 
 class Stage {
