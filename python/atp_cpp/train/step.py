@@ -60,11 +60,12 @@ def run_batch(
     llava: AtpLlava,
     batch: Batch,
     *,
-    temperature: float | None,
-    straight: bool,
     options: TrainOptions,
+    temperature: float | None = None,
+    straight: bool = False,
+    look: bool = False,
 ) -> tuple[Tensor, Pass, Tensor]:
-    """Hidden rows, the pass, and the loss of the answers (scalar)."""
+    """Hidden rows, the pass, and the loss of the answers (scalar); see ``AtpLlava.forward``."""
     with _precision(batch, options):
         images = llava.image_features(batch.pixel_values)
         hidden, now = llava(
@@ -76,6 +77,7 @@ def run_batch(
             temperature=temperature,
             straight=straight,
             drop_below=options.drop_below,
+            look=look,
         )
         return hidden, now, answer_loss(llava, hidden, now, batch.labels)
 
@@ -119,17 +121,7 @@ def step_loss(
 
 def _align(llava: AtpLlava, batch: Batch, options: TrainOptions) -> StepLoss:
     """The loss while scores learn to point at what later layers attend to."""
-    with _precision(batch, options):
-        images = llava.image_features(batch.pixel_values)
-        hidden, now = llava(
-            batch.input_ids,
-            batch.attention_mask,
-            batch.prompt_len,
-            images,
-            batch.image_of,
-            look=True,
-        )
-        answers = answer_loss(llava, hidden, now, batch.labels)
+    _, now, answers = run_batch(llava, batch, options=options, look=True)
     align = align_loss(llava, now)
     total = answers + options.lambda_align * align
     values = {"loss": total, "loss_answers": answers, "loss_align": align}
