@@ -115,12 +115,16 @@ std::string Engine::self_test() {
     }
 }
 
+Sequence Engine::encode(const std::string & prompt, const std::vector<RgbImage> & images, double & t_encode) const {
+    if (!images.empty() && !vision_) {
+        throw ModelError("this model has no vision projector loaded; pass its mmproj file (--mmproj)");
+    }
+    return vision_ ? vision_->encode(prompt, images, t_encode) : tokenize_text(model_, prompt);
+}
+
 Result Engine::generate(const Request & request, Interrupt & interrupt) {
     if (!request.plan.empty() && !info_.can_prune) {
         throw PlanError("this model runs unstaged only: " + info_.why_not + "; drop the policy");
-    }
-    if (!request.images.empty() && !vision_) {
-        throw ModelError("this model has no vision projector loaded; pass its mmproj file (--mmproj)");
     }
     if (request.n_predict < 0) {
         throw StageError("n_predict must be at least 0, got " + std::to_string(request.n_predict));
@@ -128,8 +132,7 @@ Result Engine::generate(const Request & request, Interrupt & interrupt) {
     decoder_.remove(0);
     decoder_.set_plan(request.plan);
     Result result;
-    const Sequence seq = vision_ ? vision_->encode(request.prompt, request.images, result.report.t_encode)
-                                 : tokenize_text(model_, request.prompt);
+    const Sequence seq = encode(request.prompt, request.images, result.report.t_encode);
     interrupt.check();
 
     const Stopwatch prefill_time;

@@ -21,6 +21,8 @@ def test_rows_are_in_order_and_images_are_counted_through():
     assert seq.n_rows == seq.n_pos == 11
     assert seq.n_image_tokens == 7
     assert seq.image_rows == [3, 4, 5, 6, 8, 9, 10]
+    assert seq.tokens == [1, 2, 3, -1, -1, -1, -1, 4, -1, -1, -1]
+    assert seq.grids == [(2, 2), (1, 3)]
 
 
 def test_an_image_may_take_fewer_positions_than_tokens():
@@ -36,6 +38,8 @@ def test_an_image_may_take_fewer_positions_than_tokens():
 def test_an_empty_one_has_nothing():
     seq = core.Sequence(0)
     assert (seq.n_rows, seq.n_pos, seq.n_image_tokens, seq.image_rows) == (0, 0, 0, [])
+    assert (seq.tokens, seq.grids, seq.embd.shape) == ([], [], (0, 0))
+    assert core.Sequence(WIDTH).embd.shape == (0, WIDTH)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +64,12 @@ def test_what_is_no_image_is_refused_and_leaves_nothing(embd, options, reason):
 
 def test_embeddings_are_copied_and_converted():
     seq = core.Sequence(WIDTH)
-    values = np.ones((WIDTH, 4), dtype=np.float64).T  # other type, other order in memory
+    values = np.arange(4.0 * WIDTH).reshape(WIDTH, 4).T  # other type, other order in memory
     seq.add_image(values, grid=(2, 2))
+    expected = values.astype(np.float32)
     values[:] = 7.0
     assert seq.n_image_tokens == 4
+    assert seq.embd.dtype == np.float32
+    np.testing.assert_array_equal(seq.embd, expected)
+    seq.embd[:] = 7.0  # a copy, too
+    np.testing.assert_array_equal(seq.embd, expected)

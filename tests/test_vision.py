@@ -78,6 +78,43 @@ def test_the_tower_sees_where_things_are(make_engine, arch):
     engine.close()
 
 
+@pytest.mark.parametrize("arch", ["llama", "qwen2vl", "gemma3", "qwen3vl"])
+def test_encoded_rows_are_those_that_generate_prefills(make_engine, make_rig, pictures, arch):
+    engine = make_engine(arch)
+    marker = engine.info.media_marker
+    text = f"one {marker} two {marker} three?"
+    seq = engine.encode(text, pictures[:2])
+    result = engine.generate(text, pictures[:2], n_predict=1)
+    report = result.report
+    assert (seq.n_rows, seq.n_image_tokens) == (report.n_prompt, report.n_image_tokens)
+    assert seq.grids == report.grids
+    assert [row for row, token in enumerate(seq.tokens) if token == -1] == seq.image_rows
+    rig = make_rig(arch)
+    decoder = rig.staged()
+    assert seq.embd.shape == (report.n_image_tokens, decoder.n_embd_inp)
+    assert np.isfinite(seq.embd).all()
+    assert [int(np.argmax(decoder.prefill(seq)["logits"][-1]))] == result.tokens
+    other = engine.encode(text, [pictures[2], pictures[1]])
+    same = np.all(seq.embd == other.embd, axis=1)
+    half = report.n_image_tokens // 2
+    assert not same[:half].any(), "of another image"
+    assert same[half:].all()
+    engine.close()
+
+
+def test_encoding_text_alone_gives_its_tokens(engines, tiny_model):
+    seq = engines("llama").encode("say it", [])
+    assert seq.embd.shape == (0, 128)
+    bare = core.Engine(str(tiny_model("llama")), n_ctx=128, n_threads=1)
+    assert bare.encode("say it", []).tokens == seq.tokens
+    assert len(seq.tokens) > 2
+    with pytest.raises(core.ModelError, match="no vision projector loaded; pass its mmproj file"):
+        bare.encode("<__media__>", [noise(8, 8)])
+    bare.close()
+    with pytest.raises(core.ModelError, match="this engine is closed"):
+        bare.encode("say it", [])
+
+
 WRONG_IMAGES = {
     "grey": (noise(8, 8)[..., 0], r"must be uint8 \[height, width, 3\], got \[8, 8\]"),
     "alpha": (np.zeros((8, 8, 4), np.uint8), r"got \[8, 8, 4\]"),
@@ -91,6 +128,8 @@ WRONG_IMAGES = {
 def test_what_is_no_picture_is_refused(engines, image, reason):
     with pytest.raises(core.ImageError, match=reason):
         one(engines("llama"), image)
+    with pytest.raises(core.ImageError, match=reason):
+        engines("llama").encode("<__media__>", [image])
 
 
 def test_numbers_of_another_type_are_refused(engines):
@@ -106,6 +145,8 @@ def test_numbers_of_another_type_are_refused(engines):
 def test_markers_must_be_as_many_as_images(engines, prompt, n_images, found):
     with pytest.raises(core.ImageError, match=f"{found} media markers .* for {n_images} images"):
         engines("llama").generate(prompt, [noise(8, 8)] * n_images)
+    with pytest.raises(core.ImageError, match=f"{found} media markers .* for {n_images} images"):
+        engines("llama").encode(prompt, [noise(8, 8)] * n_images)
 
 
 def test_images_need_a_projector(tiny_model):

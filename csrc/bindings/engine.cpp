@@ -38,6 +38,13 @@ class EngineHandle {
         return engine_->atp_plan(budget);
     }
 
+    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images) {
+        const Use use(*this);
+        check_open();
+        double t_encode = 0.0;
+        return engine_->encode(prompt, images, t_encode);
+    }
+
     Result generate(const Request & request, Interrupt & interrupt) {
         const Use use(*this);
         check_open();
@@ -204,6 +211,18 @@ void register_engine(py::module_ & m) {
             py::arg("budget") = py::none(),
             "The cuts of the loaded sidecar. budget: float (fraction of the image tokens) or int (their count), in the "
             "mean over layers; None lets the learned thresholds decide.")
+        .def(
+            "encode",
+            [](EngineHandle & engine, const std::string & prompt, const std::vector<ImageArray> & images) {
+                const std::vector<RgbImage> checked = check_images(images);
+                return without_gil([&](Interrupt & interrupt) {
+                    Sequence seq = engine.encode(prompt, checked);
+                    interrupt.check();
+                    return seq;
+                });
+            },
+            py::arg("prompt"), py::arg("images"),
+            "The rows that generate would prefill: text tokens, and image tokens with their projected embeddings.")
         .def(
             "generate", &generate, py::arg("prompt"), py::arg("images"), py::kw_only(), py::arg("plan") = Plan{},
             py::arg("n_predict") = 128, py::arg("temp") = 0.0f, py::arg("top_k") = 40, py::arg("top_p") = 0.95f,

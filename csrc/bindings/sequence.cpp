@@ -80,7 +80,34 @@ void register_sequence(py::module_ & m) {
                 }
                 return rows;
             },
-            "Row of each image token, by image-token index.");
+            "Row of each image token, by image-token index.")
+        .def_property_readonly(
+            "tokens",
+            [](const Sequence & seq) {
+                std::vector<int32_t> tokens;
+                for (const Row & row : seq.rows) {
+                    tokens.push_back(row.token);
+                }
+                return tokens;
+            },
+            "Token id of each row; -1 where an image token stands.")
+        .def_property_readonly(
+            "embd",
+            [](const Sequence & seq) {
+                const std::vector<py::ssize_t> shape = {seq.n_image_tokens(), seq.n_embd_inp};
+                return py::array_t<float>(shape, seq.embd.data());
+            },
+            "float32 [n_image_tokens, n_embd_inp], a copy.")
+        .def_property_readonly(
+            "grids",
+            [](const Sequence & seq) {
+                std::vector<std::pair<int32_t, int32_t>> grids;
+                for (const ImageSpan & span : seq.images) {
+                    grids.emplace_back(span.grid_rows, span.grid_cols);
+                }
+                return grids;
+            },
+            "(rows, cols) of each image's patch grid.");
 }
 
 }  // namespace atp::python
