@@ -9,12 +9,13 @@ with atp_cpp.Captioner("llava.gguf", mmproj="mmproj.gguf", policy="fastv:keep=0.
 from atp_cpp._core import __version__
 from atp_cpp.captioner import Caption, Captioner
 from atp_cpp.config import CutSpec, SamplingConfig
-from atp_cpp.errors import AtpError, ImageError, ModelError, PlanError, StageError
+from atp_cpp.errors import AtpError, ConvertError, ImageError, ModelError, PlanError, StageError
 
 __all__ = [
     "AtpError",
     "Caption",
     "Captioner",
+    "ConvertError",
     "CutSpec",
     "ImageError",
     "ModelError",

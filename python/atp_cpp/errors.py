@@ -3,9 +3,17 @@
 ``AtpError`` is the base of all: catch it to catch everything that bad input can cause.
 ``ModelError``: a model or projector file that cannot be used. ``ImageError``: an image that cannot
 become image tokens. ``PlanError``: cuts and policies that this model cannot run. ``StageError``: a
-failure while stages run (context too small, memory short, a backend failed).
+failure while stages run (context too small, memory short, a backend failed). ``ConvertError``: a
+checkpoint that cannot be fetched, read or converted, or output that cannot be written; Python only.
 """
 
 from atp_cpp._core import AtpError, ImageError, ModelError, PlanError, StageError
 
-__all__ = ["AtpError", "ImageError", "ModelError", "PlanError", "StageError"]
+__all__ = ["AtpError", "ConvertError", "ImageError", "ModelError", "PlanError", "StageError"]
+
+
+class ConvertError(AtpError):
+    """A checkpoint that cannot be fetched, read or converted, or output that cannot be written.
+
+    The message is one line: what was expected, what came, what to do.
+    """
