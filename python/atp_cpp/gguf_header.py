@@ -37,7 +37,7 @@ _SCALARS = {
 _STRING = 8
 _ARRAY = 9
 _ALIGNMENT = 32  # of the tensors, unless general.alignment says another
-_MAX_KEPT = 64  # array elements that are kept; vocabularies are read past
+_MAX_KEPT = 1024  # array elements that are kept; vocabularies are read past
 _MAX_STRING = 1 << 26  # bytes; longer means a damaged file
 _MAX_LENGTH = 1 << 40  # elements; likewise
 
@@ -62,7 +62,7 @@ class GgufHeader:
     """What the head of the file says.
 
     Attributes:
-        metadata: key -> value; of long arrays the first 64 elements.
+        metadata: key -> value; of long arrays the first 1024 elements.
         tensors: tensor name -> where it is.
     """
 
