@@ -8,6 +8,7 @@
 //   llm_graph_result  set_inputs, can_reuse, get_fused_nodes, get_ctx, inputs, t_logits
 //   llm_graph_input_* embd (token and embedding leaves), attn_kv / attn_kv_iswa / attn_k / mem_hybrid (k index leaves)
 //   llama_kv_cache    the constructor's order of calls: filter for every layer, then reuse followed by filter
+//   llama_quant_*     compute_types over all tensors, sorted by weight_name_comparer: what the quantiser decides
 //   llama_batch_*     batch_ext without a context; an allocator with two positions a token accepts position gaps
 #pragma once
 
@@ -19,10 +20,12 @@
 #include "llama-batch.h"
 #include "llama-context.h"
 #include "llama-cpp.h"
+#include "llama-ext.h"
 #include "llama-graph.h"
 #include "llama-kv-cache-iswa.h"
 #include "llama-kv-cache.h"
 #include "llama-memory-hybrid.h"
 #include "llama-memory.h"
+#include "llama-model-loader.h"
 #include "llama-model.h"
 #include "llama.h"

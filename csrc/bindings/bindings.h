@@ -27,6 +27,7 @@ void register_decoder(py::module_ & m);
 void register_reference(py::module_ & m);
 void register_engine(py::module_ & m);
 void register_sidecar(py::module_ & m);
+void register_quantise(py::module_ & m);
 #ifdef GGML_USE_RPC
 void register_rpc_device(py::module_ & m);  // tests only
 #endif

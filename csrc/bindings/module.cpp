@@ -15,6 +15,7 @@ PYBIND11_MODULE(_core, m) {
     atp_py::register_engine(m);
     atp_py::register_sidecar(m);
     atp_py::register_atp_head(m);
+    atp_py::register_quantise(m);
 #ifdef GGML_USE_RPC
     atp_py::register_rpc_device(m);
 #endif
