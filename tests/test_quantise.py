@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from atp_cpp import _core as core
+from atp_cpp.convert import quantise as convert_quantise
 from gguf_f32 import copy_as_f32, copy_keys
 from random_sidecar import random_sidecar
 from rig import ARCHS, Rig, nmse, prompt
@@ -325,3 +326,28 @@ def test_paths_that_are_not_ascii(source, tmp_path):
     copy = Path(shutil.copy(source, folder / "modèle.gguf"))
     quantise(copy, folder / "kleiner.gguf", "q8_0")
     assert (folder / "kleiner.gguf").stat().st_size == core.quantised_size(str(source), "q8_0")
+
+
+def test_the_size_is_known_before_the_tensors_are_written(source, tmp_path):
+    reader = gguf.GGUFReader(source)
+    path = tmp_path / "raw.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    copy_keys(reader, writer)
+    for t in reader.tensors:
+        writer.add_tensor(t.name, t.data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    head = path.stat().st_size
+    n_bytes = source.stat().st_size
+    planned = [convert_quantise.planned_size(writer, n_bytes, kind) for kind in TYPES]
+    with pytest.raises(core.ModelError, match="is cut short"):
+        convert_quantise.planned_size(writer, n_bytes - 100, "f16")
+    assert path.stat().st_size == head, "as before"
+    writer.write_tensors_to_file()
+    writer.close()
+    assert path.read_bytes() == source.read_bytes()
+    assert planned == [convert_quantise.quantised_size(path, kind) for kind in TYPES]
+    target = tmp_path / "out.gguf"
+    convert_quantise.quantise(path, target, "q4_k_m")
+    assert target.stat().st_size == planned[TYPES.index("q4_k_m")]
+    assert set(convert_quantise.QUANTISED) <= set(TYPES)

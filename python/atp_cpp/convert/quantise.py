@@ -1,0 +1,77 @@
+"""Quantising a text model by llama.cpp's own quantiser, and the exact size of what comes out.
+
+llama.cpp cannot be stopped while it quantises, nor asked how far it is: the caller runs
+:func:`quantise` in a process that it can end, and watches the target grow to the size it was told.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from atp_cpp import _core
+
+if TYPE_CHECKING:
+    from gguf import GGUFWriter
+
+__all__ = ["QUANTISED", "planned_size", "quantise", "quantised_size"]
+
+QUANTISED = ("q4_k_m",)  # what gguf-py cannot write; the other types it writes bit for bit the same
+
+
+def quantised_size(source: Path, type: str) -> int:
+    """Bytes of the file that :func:`quantise` would write, by llama.cpp's rules; writes nothing.
+
+    Args:
+        source: a text model in f32, f16 or bf16. Its weights are not read.
+        type: one of ``_core.quantise_types()``.
+
+    Raises:
+        ModelError: it cannot be quantised.
+    """
+    return _core.quantised_size(str(source), type)
+
+
+def planned_size(writer: GGUFWriter, n_bytes: int, type: str) -> int:
+    """The same for a file of which only the header and the keys are written.
+
+    Its tensors' names and shapes are appended for the time of the question, and a hole (which
+    takes no space on most file systems) in the place of their data.
+
+    Args:
+        writer: of one file; has written its keys, and will write its tensors later.
+        n_bytes: what the whole file will have.
+        type: one of ``_core.quantise_types()``.
+
+    Raises:
+        ModelError: it cannot be quantised, or is no whole model.
+        OSError: the hole takes space, and there is none.
+    """
+    from gguf.gguf_writer import WriterState
+
+    assert writer.fout is not None
+    (file,) = writer.fout
+    file.flush()
+    end = file.tell()
+    try:
+        writer.write_ti_data_to_file()
+        file.truncate(n_bytes)
+        return _core.quantised_size(str(file.name), type)
+    finally:
+        writer.state = WriterState.KV_DATA
+        file.seek(end)
+        file.truncate()
+
+
+def quantise(source: Path, target: Path, type: str) -> None:
+    """Writes a text model once more in another type, on all cores; returns when it is whole.
+
+    Args:
+        source: a text model in f32, f16 or bf16; stays.
+        target: the file to write, replaced if it is there.
+        type: one of ``_core.quantise_types()``.
+
+    Raises:
+        ModelError: it cannot be quantised or written; no target is left.
+    """
+    _core.quantise(str(source), str(target), type)
