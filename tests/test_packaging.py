@@ -38,7 +38,7 @@ def test_wheel_holds_the_package(installed):
     assert any(f.stem == "atp-cpp" and f.parent.name in ("bin", "Scripts") for f in installed)
 
 
-def test_wheel_holds_nothing_of_llama_cpp(installed):
+def test_wheel_holds_no_headers_or_libraries_of_llama_cpp(installed):
     ours = [f for f in installed if "__pycache__" not in f.parts]
     assert {f.parts[0] for f in ours} - {".."} == {
         "atp_cpp",
@@ -52,6 +52,15 @@ def test_wheel_holds_nothing_of_llama_cpp(installed):
         MODULE.suffix,
     }
     assert [f.name for f in ours if f.suffix == MODULE.suffix] == [MODULE.name]
+
+
+def test_wheel_holds_llama_cpps_converter(installed):
+    """Conversion works without the source tree, and with the gguf package that belongs to it."""
+    upstream = PurePosixPath("atp_cpp/convert/llama_cpp")
+    parts = {f.relative_to(upstream).parts[0] for f in installed if f.is_relative_to(upstream)}
+    assert parts == {"conversion", "gguf"}
+    assert upstream / "conversion/base.py" in installed
+    assert upstream / "gguf/gguf_writer.py" in installed
 
 
 def test_version_is_the_wheels(installed):

@@ -1,0 +1,128 @@
+"""The parent's side of a conversion: starts the worker, hears its reports, always ends it."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
+from importlib.util import find_spec
+from types import TracebackType
+from typing import IO, Any
+
+from atp_cpp.convert.worker import Job
+from atp_cpp.errors import ConvertError
+
+_NEEDED = ("torch", "transformers", "safetensors", "sentencepiece", "yaml")
+_TICK = 0.2  # s between looks at the clock while the worker says nothing
+
+
+class Child:
+    """A worker process; a context manager that leaves no process behind.
+
+    Args:
+        job: what to convert.
+        verbose: the worker's notes go to this process's stderr; otherwise they are kept for errors.
+
+    Raises:
+        ConvertError: packages that conversion needs are missing.
+    """
+
+    def __init__(self, job: Job, *, verbose: bool = False) -> None:
+        check_packages()
+        self._job = job
+        # its content is for the last words; __exit__ closes it
+        self._notes: IO[bytes] | None = None if verbose else tempfile.TemporaryFile()  # noqa: SIM115
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._process: subprocess.Popen[str] | None = None
+
+    def __enter__(self) -> Child:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "atp_cpp.convert.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._notes,
+            text=True,
+            env={**os.environ, "PYTHONSAFEPATH": "1", "TRANSFORMERS_VERBOSITY": "error"},
+            start_new_session=True,  # Ctrl-C reaches us; we end it
+        )
+        threading.Thread(target=self._read, daemon=True).start()
+        self._say(json.dumps(asdict(self._job)))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        assert self._process is not None
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._notes):
+            if stream is not None:
+                stream.close()
+
+    def events(self) -> Iterator[dict[str, Any] | None]:
+        """The worker's reports in order; None whenever it said nothing for a moment.
+
+        Raises:
+            ConvertError: the worker reported an error, or ended without a word.
+        """
+        while True:
+            try:
+                line = self._lines.get(timeout=_TICK)
+            except queue.Empty:
+                yield None
+                continue
+            if line is None:
+                raise ConvertError(self._last_words())
+            event = json.loads(line)
+            if event["event"] == "error":
+                raise ConvertError(event["message"])
+            yield event
+            if event["event"] == "done":
+                return
+
+    def go_on(self) -> None:
+        """Answers the plan: write."""
+        self._say("go on")
+
+    def _say(self, line: str) -> None:
+        assert self._process is not None and self._process.stdin is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it ended; events() says why
+
+    def _read(self) -> None:
+        assert self._process is not None and self._process.stdout is not None
+        for line in self._process.stdout:
+            self._lines.put(line)
+        self._lines.put(None)
+
+    def _last_words(self) -> str:
+        assert self._process is not None
+        code = self._process.wait()
+        if code == -signal.SIGKILL:
+            return "the converter was killed (signal 9), perhaps for want of memory; free some"
+        words = ""
+        if self._notes is not None:
+            self._notes.seek(0)
+            lines = self._notes.read().decode(errors="replace").split("\n")
+            words = next((": " + line.strip() for line in reversed(lines) if line.strip()), "")
+        return f"the converter ended with code {code}{words}; --verbose shows more"
+
+
+def check_packages() -> None:
+    """Raises ConvertError when a package that conversion needs is missing."""
+    if missing := [name for name in _NEEDED if find_spec(name) is None]:
+        raise ConvertError(f"converting needs {', '.join(missing)}: pip install 'atp_cpp[convert]'")

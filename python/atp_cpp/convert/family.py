@@ -1,0 +1,117 @@
+"""What kind of vision-language model a checkpoint is, and whether we can write it exactly.
+
+Knows configurations only: no weights, no torch, no GGUF. LLaVA checkpoints get a projector file of
+our own writing; everything else passes through llama.cpp's converter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from atp_cpp.errors import ConvertError
+
+LLAVA = {
+    "LlavaForConditionalGeneration": "LLaVA-1.5",
+    "LlavaNextForConditionalGeneration": "LLaVA-NeXT",
+    "LlavaOnevisionForConditionalGeneration": "LLaVA-OneVision",
+}
+# the encoder's nonlinearity -> llama.cpp's name for it; its "gelu" is the tanh form
+_ENCODER_ACTS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu"}
+_PROJECTOR_ACTS = ("gelu", "gelu_pytorch_tanh")
+# encoder -> whether a class token stands before the patches
+_ENCODERS = {"clip_vision_model": True, "siglip_vision_model": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """The part of a LLaVA vision encoder that is used.
+
+    Attributes:
+        n_layer: blocks up to the deepest layer whose output is used; deeper ones are left out.
+        feature_layers: blocks after which features are taken, in the order they are joined.
+        act: nonlinearity, by llama.cpp's name.
+        anyres: images are cut into tiles.
+    """
+
+    n_layer: int
+    feature_layers: tuple[int, ...]
+    act: str
+    anyres: bool
+
+
+def architecture(config: Mapping[str, Any]) -> str:
+    """The name of the model's class in transformers.
+
+    Raises:
+        ConvertError: the configuration names none.
+    """
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names or not isinstance(names[0], str):
+        raise ConvertError(
+            'config.json names no architecture (expected "architectures": ["Llava…"]); '
+            "save the model with save_pretrained and convert that folder"
+        )
+    return names[0]
+
+
+def is_llava(config: Mapping[str, Any]) -> bool:
+    """Whether we write the projector file. Pixtral calls itself LLaVA, too; llama.cpp knows it."""
+    vision = config.get("vision_config") or {}
+    return architecture(config) in LLAVA and vision.get("model_type") != "pixtral"
+
+
+def llava_encoder(config: Mapping[str, Any]) -> Encoder:
+    """How the features of a LLaVA checkpoint are taken from its encoder.
+
+    Args:
+        config: complete, with the defaults that transformers fills in.
+
+    Raises:
+        ConvertError: something that llama.cpp's encoder cannot compute, by name.
+    """
+    vision = config["vision_config"]
+    kind = vision["model_type"]
+    if kind not in _ENCODERS:
+        raise ConvertError(
+            f"the vision encoder is {kind}; of LLaVA models those with "
+            f"{' or '.join(_ENCODERS)} can be converted"
+        )
+    _check_choice("vision_config.hidden_act", vision["hidden_act"], tuple(_ENCODER_ACTS))
+    _check_choice("projector_hidden_act", config["projector_hidden_act"], _PROJECTOR_ACTS)
+    strategy = config["vision_feature_select_strategy"]
+    expected = "default" if _ENCODERS[kind] else "full"
+    if strategy != expected:
+        raise ConvertError(
+            f"vision_feature_select_strategy is {strategy!r}; with {kind} only {expected!r} can be "
+            "converted: llama.cpp passes on the patches, all of them and nothing else"
+        )
+    layers = _feature_layers(config["vision_feature_layer"], vision["num_hidden_layers"])
+    return Encoder(
+        n_layer=max(layers),
+        feature_layers=layers,
+        act=_ENCODER_ACTS[vision["hidden_act"]],
+        anyres=bool(config.get("image_grid_pinpoints")),
+    )
+
+
+def _feature_layers(given: int | list[int], n_layer: int) -> tuple[int, ...]:
+    """Indices into transformers' hidden states (0: before the first block) as block counts."""
+    wanted = given if isinstance(given, list) else [given]
+    layers = tuple(n_layer + 1 + layer if layer < 0 else layer for layer in wanted)
+    if not layers or min(layers) < 1 or max(layers) > n_layer:
+        raise ConvertError(
+            f"vision_feature_layer is {given}; expected layers of an encoder with {n_layer} blocks "
+            f"(1 … {n_layer}, or -1 … -{n_layer} from its end)"
+        )
+    if list(layers) != sorted(set(layers)):
+        raise ConvertError(
+            f"vision_feature_layer is {given}; llama.cpp joins features in the order of depth only"
+        )
+    return layers
+
+
+def _check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConvertError(f"{what} is {value!r}; {' or '.join(choices)} can be converted")

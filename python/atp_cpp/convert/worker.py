@@ -1,0 +1,265 @@
+"""The child process of a conversion: llama.cpp's converter, and ours for LLaVA, on its classes.
+
+``conversion`` and the ``gguf`` it needs come from llama.cpp's source and lie in ``llama_cpp/``
+beside this file; in a process of their own they never meet a ``gguf`` that the user installed.
+
+Started as ``python -m atp_cpp.convert.worker`` with a job, one line of JSON, on stdin (see
+:class:`Job`). Reports are lines of JSON on stdout, ``event`` says of what:
+
+* ``plan``: ``files`` {path: bytes}; the parent answers with one line to go on;
+* ``writing``: ``path``, ``what``;
+* ``quantising``: ``path``, ``what``, ``size`` in bytes; to be answered, too;
+* ``done``, or ``error``: ``message``.
+
+When the parent goes away, so does this process.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atp_cpp.convert.family import is_llava
+from atp_cpp.errors import AtpError, ConvertError
+
+if TYPE_CHECKING:
+    from conversion.base import ModelBase
+
+UPSTREAM = Path(__file__).with_name("llama_cpp")
+QUANTISED = ("q4_k_m",)  # written by llama.cpp's quantiser
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to convert.
+
+    Attributes:
+        folder: the checkpoint.
+        name: goes into ``general.name``.
+        text_out: file to write the text model to.
+        text_type: its type: f32, f16, bf16, q8_0 or one of QUANTISED.
+        source_type: f16 or bf16: what a model is written in before it is quantised.
+        mmproj_out: file to write the projector to.
+        mmproj_type: its type: f32, f16, bf16 or q8_0.
+    """
+
+    folder: str
+    name: str
+    text_out: str
+    text_type: str
+    source_type: str
+    mmproj_out: str
+    mmproj_type: str
+
+    @property
+    def quantised(self) -> bool:
+        """Whether the text model is written to ``raw`` first, then quantised from there."""
+        return self.text_type in QUANTISED
+
+    @property
+    def raw(self) -> Path:
+        """The text model before it is quantised; gone at the end."""
+        return Path(self.text_out + ".raw")
+
+
+def run_job(job: Job, report: Report) -> None:
+    """Converts both parts of a checkpoint.
+
+    Nothing is written before everything is known to be convertible: names, shapes and types of all
+    tensors, the tokenizer, and the size of both files.
+
+    Args:
+        job: see :class:`Job`.
+        report: told what happens; it may raise to stop the job: at "plan" no tensor is written.
+
+    Raises:
+        ConvertError: the checkpoint cannot be converted, in one line.
+    """
+    with _named_failures():
+        text, vision = text_model(job), vision_model(job)
+        prepare(text)
+        prepare(vision)
+    sizes = {str(model.fname_out): write_head(model) for model in (text, vision)}
+    report({"event": "plan", "files": sizes})
+    for model, what in ((vision, "vision projector"), (text, "text model")):
+        report({"event": "writing", "what": what, "path": str(model.fname_out)})
+        model.gguf_writer.write_tensors_to_file()
+        model.gguf_writer.close()
+    if job.quantised:
+        _quantise(job, report)
+    report({"event": "done"})
+
+
+def _quantise(job: Job, report: Report) -> None:
+    from atp_cpp.convert.quantise import quantise, quantised_size
+
+    size = quantised_size(job.raw, job.text_type)
+    what = f"quantising to {job.text_type}"
+    report({"event": "quantising", "what": what, "path": job.text_out, "size": size})
+    quantise(job.raw, Path(job.text_out), job.text_type)
+    job.raw.unlink()
+
+
+def text_model(job: Job) -> ModelBase:
+    """llama.cpp's converter of the language model."""
+    from conversion import get_model_architecture, get_model_class
+    from conversion.base import ModelBase, ModelType
+
+    hparams = ModelBase.load_hparams(Path(job.folder), False)
+    if is_llava(hparams):
+        hparams["text_config"]["architectures"] = [_text_architecture(hparams["text_config"])]
+    upstream = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+    kind = _with_known_tokenizer(upstream)
+    if job.quantised:
+        return _instance(kind, job, hparams, str(job.raw), job.source_type)
+    return _instance(kind, job, hparams, job.text_out, job.text_type)
+
+
+def vision_model(job: Job) -> ModelBase:
+    """Ours for LLaVA, llama.cpp's for everything else."""
+    from conversion import get_model_architecture, get_model_class
+    from conversion.base import ModelBase, ModelType
+
+    hparams = ModelBase.load_hparams(Path(job.folder), False)
+    if is_llava(hparams):
+        from atp_cpp.convert.llava import LlavaMmproj
+
+        kind: type[ModelBase] = LlavaMmproj
+    else:
+        kind = get_model_class(get_model_architecture(hparams, ModelType.MMPROJ), mmproj=True)
+    return _instance(kind, job, hparams, job.mmproj_out, job.mmproj_type)
+
+
+def prepare(model: ModelBase) -> None:
+    """Everything but bytes: tensors by name, shape and type, tokenizer and metadata."""
+    path = model.fname_out
+    model.prepare_tensors()
+    model.prepare_metadata(vocab_only=False)
+    model.fname_out = path  # llama.cpp would put the type into some names
+
+
+def write_head(model: ModelBase) -> int:
+    """Writes the file up to its tensors.
+
+    Returns:
+        The size the whole file will have, in bytes.
+    """
+    writer = model.gguf_writer
+    writer.write_header_to_file(path=model.fname_out)
+    writer.write_kv_data_to_file()
+    tensors = [(name, info) for shard in writer.tensors for name, info in shard.items()]
+    # a tensor's entry: name with its length, number of dimensions, dimensions, type, offset
+    entries = sum(24 + len(name.encode()) + 8 * len(info.shape) for name, info in tensors)
+    head = writer.ggml_pad(model.fname_out.stat().st_size + entries, writer.data_alignment)
+    return head + sum(writer.ggml_pad(info.nbytes, writer.data_alignment) for _, info in tensors)
+
+
+def _instance(
+    kind: type[ModelBase], job: Job, hparams: dict[str, Any], out: str, outtype: str
+) -> ModelBase:
+    import gguf
+
+    types = {
+        "f32": gguf.LlamaFileType.ALL_F32,
+        "f16": gguf.LlamaFileType.MOSTLY_F16,
+        "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+        "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    }
+    return kind(Path(job.folder), types[outtype], Path(out), hparams=hparams, model_name=job.name)
+
+
+def _text_architecture(text_config: dict[str, Any]) -> str:
+    """The class of the language model alone; many LLaVA configurations name its type only."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    named = text_config.get("architectures")
+    kind = text_config.get("model_type", "")
+    name = named[0] if named else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
+    if not isinstance(name, str):
+        raise ConvertError(f"text_config.model_type is {kind!r}, which transformers does not know")
+    return name
+
+
+def _with_known_tokenizer(upstream: type[ModelBase]) -> type[ModelBase]:
+    """The class, with a second way to tell a tokenizer: by its own description."""
+
+    def get_vocab_base_pre(self: Any, tokenizer: Any) -> str:
+        from atp_cpp.convert.pre_tokenizer import detect_pre
+
+        known: str | None = None
+        with suppress(NotImplementedError):
+            known = upstream.get_vocab_base_pre(self, tokenizer)
+        return detect_pre(self.dir_model, known)
+
+    members = {"model_arch": upstream.model_arch, "get_vocab_base_pre": get_vocab_base_pre}
+    return type(upstream.__name__, (upstream,), members)
+
+
+@contextmanager
+def _named_failures() -> Iterator[None]:
+    """llama.cpp's converter fails in many ways; each becomes a ConvertError of one line."""
+    try:
+        yield
+    except (AtpError, MemoryError):
+        raise
+    except NotImplementedError as error:
+        raise ConvertError(f"{_reason(error)} (llama.cpp's converter)") from error
+    except Exception as error:
+        raise ConvertError(
+            "llama.cpp's converter cannot read this checkpoint: "
+            f"{type(error).__name__}: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def main() -> int:
+    """The child's side of the talk; see the module."""
+    job = Job(**json.loads(sys.stdin.readline()))
+    answer = threading.Semaphore(0)
+
+    def listen() -> None:
+        while sys.stdin.readline():
+            answer.release()
+        os._exit(1)  # the parent is gone
+
+    threading.Thread(target=listen, daemon=True).start()
+    stdout = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # whatever libraries print goes elsewhere
+
+    def report(event: dict[str, Any]) -> None:
+        print(json.dumps(event), file=stdout, flush=True)
+        if event["event"] in ("plan", "quantising"):
+            answer.acquire()
+
+    logging.basicConfig(level=logging.INFO)
+    import_upstream()
+    try:
+        run_job(job, report)
+    except (AtpError, OSError) as error:
+        report({"event": "error", "message": str(error)})
+        return 1
+    return 0
+
+
+def import_upstream() -> None:
+    """Makes llama.cpp's ``conversion`` and ``gguf`` importable, before any other ``gguf``."""
+    if not (UPSTREAM / "conversion").is_dir():
+        raise ConvertError(f"this installation has no {UPSTREAM}; install atp_cpp again")
+    os.environ["NO_LOCAL_GGUF"] = "1"  # it lies beside conversion, not in ../gguf-py
+    sys.path.insert(0, str(UPSTREAM))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
