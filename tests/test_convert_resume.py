@@ -1,5 +1,6 @@
 """A download that was cut goes on where it ended; its space is checked before."""
 
+import errno
 import hashlib
 import os
 import shutil
@@ -114,6 +115,29 @@ def test_space_is_checked_before_the_first_byte(hub, tmp_path, monkeypatch):
     assert len(hub.asked) == 1
     partial_of(hub, tmp_path, hub.files[PARTS[1]][:1000])
     fetch("org/tiny")  # a thousand bytes are there already
+
+
+def test_the_disk_fills_up(hub, tmp_path, monkeypatch):
+    from atp_cpp.convert import hub as ours
+
+    def full(location, stream, **_):
+        stream.write(hub.files[PARTS[0]][:1000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ours, "http_get", full)
+        message = refused("org/tiny")
+    assert f"no space left in the cache {tmp_path / 'cache'} (No space left on device)" in message
+    assert "run again: the download resumes" in message
+    fetch("org/tiny")
+    assert [asked.range for asked in hub.gets(PARTS[0])] == ["bytes=1000-"]
+
+
+def test_the_cache_cannot_be_written(hub, tmp_path):
+    (tmp_path / "cache").touch()
+    message = refused("org/tiny")
+    assert message.startswith(f"{tmp_path / 'cache'}")
+    assert "cannot be written: " in message and "HF_HUB_CACHE" in message
 
 
 # ---- processes, with the user's settings in the environment

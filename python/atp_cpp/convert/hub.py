@@ -215,8 +215,9 @@ def is_unreachable(error: BaseException) -> bool:
     """
     if isinstance(error, HfHubHTTPError):
         return getattr(error.response, "status_code", 0) >= 500
-    bases = tuple(b for b in HfHubHTTPError.__mro__ if b not in (object, BaseException, Exception))
-    return isinstance(error, bases)
+    too_wide = (object, BaseException, Exception, OSError)
+    bases = tuple(base for base in HfHubHTTPError.__mro__ if base not in too_wide)
+    return isinstance(error, (*bases, ConnectionError, TimeoutError))
 
 
 @contextmanager

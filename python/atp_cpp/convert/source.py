@@ -176,21 +176,21 @@ def _refused(repo: str, error: Any) -> str:
 
 
 def _broken(repo: str, error: Exception) -> str | None:
+    """What to say of an error of the disk or of the connection; None for any other."""
     from atp_cpp.convert import hub
 
-    code = error.errno if isinstance(error, OSError) else None
-    if code in (errno.ENOSPC, errno.EDQUOT):
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
-            f"{repo}: no space left in the cache {hub.cache_folder()}; free some, or name another "
-            "place with HF_HUB_CACHE, and run again: the download resumes"
+            f"{repo}: no space left in the cache {hub.cache_folder()} ({error.strerror}); free "
+            "some, or name another place with HF_HUB_CACHE, and run again: the download resumes"
         )
-    if code in (errno.EACCES, errno.EPERM, errno.EROFS) and isinstance(error, OSError):
+    if isinstance(error, OSError) and error.filename is not None:
         return (
-            f"{error.filename or hub.cache_folder()}: cannot be written: {error.strerror}; name "
-            "another place for the cache with HF_HUB_CACHE"
+            f"{error.filename}: cannot be written: {error.strerror}; name another place for the "
+            "cache with HF_HUB_CACHE"
         )
     if hub.is_unreachable(error) or isinstance(error, OSError):
-        reason = str(error) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         return (
             f"{repo}: the download from {hub.endpoint()} broke off ({reason}); check the "
             "connection and run again: it resumes"
