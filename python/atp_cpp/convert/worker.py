@@ -22,11 +22,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atp_cpp.convert.family import is_llava
+from atp_cpp.convert.family import architecture, check_supported, is_llava
 from atp_cpp.convert.quantise import QUANTISED, planned_size, quantise
 from atp_cpp.errors import AtpError, ConvertError
 
@@ -84,7 +85,8 @@ def run_job(job: Job, report: Report) -> None:
         ConvertError: the checkpoint cannot be converted, in one line.
     """
     with _named_failures():
-        text, vision = text_model(job), vision_model(job)
+        hparams = load_config(job)
+        text, vision = text_model(job, hparams), vision_model(job, hparams)
         prepare(text)
         prepare(vision)
     sizes = {str(model.fname_out): write_head(model) for model in (text, vision)}
@@ -103,12 +105,27 @@ def run_job(job: Job, report: Report) -> None:
     report({"event": "done"})
 
 
-def text_model(job: Job) -> ModelBase:
-    """llama.cpp's converter of the language model."""
-    from conversion import get_model_architecture, get_model_class
+def load_config(job: Job) -> dict[str, Any]:
+    """The checkpoint's configuration, complete with the defaults that transformers fills in."""
+    from conversion import MMPROJ_MODEL_MAP, TEXT_MODEL_MAP, get_model_architecture
     from conversion.base import ModelBase, ModelType
 
-    hparams = ModelBase.load_hparams(Path(job.folder), False)
+    config: dict[str, Any] = ModelBase.load_hparams(Path(job.folder), False)
+    architecture(config)  # or says that there is none
+    check_supported(
+        config,
+        text=get_model_architecture(config, ModelType.TEXT) in TEXT_MODEL_MAP,
+        vision=get_model_architecture(config, ModelType.MMPROJ) in MMPROJ_MODEL_MAP,
+    )
+    return config
+
+
+def text_model(job: Job, config: dict[str, Any]) -> ModelBase:
+    """llama.cpp's converter of the language model."""
+    from conversion import get_model_architecture, get_model_class
+    from conversion.base import ModelType
+
+    hparams = deepcopy(config)
     if is_llava(hparams):
         hparams["text_config"]["architectures"] = [_text_architecture(hparams["text_config"])]
     upstream = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
@@ -118,12 +135,12 @@ def text_model(job: Job) -> ModelBase:
     return _instance(kind, job, hparams, job.text_out, job.text_type)
 
 
-def vision_model(job: Job) -> ModelBase:
+def vision_model(job: Job, config: dict[str, Any]) -> ModelBase:
     """Ours for LLaVA, llama.cpp's for everything else."""
     from conversion import get_model_architecture, get_model_class
-    from conversion.base import ModelBase, ModelType
+    from conversion.base import ModelType
 
-    hparams = ModelBase.load_hparams(Path(job.folder), False)
+    hparams = deepcopy(config)
     if is_llava(hparams):
         from atp_cpp.convert.llava import LlavaMmproj
 
