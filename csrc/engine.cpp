@@ -115,11 +115,12 @@ std::string Engine::self_test() {
     }
 }
 
-Sequence Engine::encode(const std::string & prompt, const std::vector<RgbImage> & images, double & t_encode) const {
+Sequence Engine::encode(const std::string & prompt, const std::vector<RgbImage> & images, Interrupt & interrupt,
+                        double & t_encode) const {
     if (!images.empty() && !vision_) {
         throw ModelError("this model has no vision projector loaded; pass its mmproj file (--mmproj)");
     }
-    return vision_ ? vision_->encode(prompt, images, t_encode) : tokenize_text(model_, prompt);
+    return vision_ ? vision_->encode(prompt, images, interrupt, t_encode) : tokenize_text(model_, prompt);
 }
 
 Result Engine::generate(const Request & request, Interrupt & interrupt) {
@@ -132,7 +133,7 @@ Result Engine::generate(const Request & request, Interrupt & interrupt) {
     decoder_.remove(0);
     decoder_.set_plan(request.plan);
     Result result;
-    const Sequence seq = encode(request.prompt, request.images, result.report.t_encode);
+    const Sequence seq = encode(request.prompt, request.images, interrupt, result.report.t_encode);
     interrupt.check();
 
     const Stopwatch prefill_time;
@@ -162,6 +163,7 @@ void Engine::fill_report(const Sequence & seq, const Plan & plan, const PrefillR
     }
     for (const ImageSpan & span : seq.images) {
         report.grids.emplace_back(span.grid_rows, span.grid_cols);
+        report.grid_images.push_back(span.source);
     }
     report.tokens_mean = layer_mean(plan, report.n_kept, report.n_image_tokens, model_.n_layer());
     report.kv_bytes = decoder_.kv_bytes();

@@ -59,7 +59,8 @@ class Engine {
     Plan atp_plan(const std::optional<AtpBudget> & budget) const;
 
     // the prompt as rows, its images encoded and projected; adds to t_encode (ms)
-    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images, double & t_encode) const;
+    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images, Interrupt & interrupt,
+                    double & t_encode) const;
 
     Result generate(const Request & request, Interrupt & interrupt);
     const ModelInfo & info() const { return info_; }

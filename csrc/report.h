@@ -22,7 +22,10 @@ struct Report {
     std::vector<std::tuple<double, double, double>> thresholds;
     std::vector<std::vector<int32_t>> kept_spatial;
 
-    std::vector<std::pair<int32_t, int32_t>> grids;  // per image (per tile, for encoders that tile): rows, columns
+    // rows and columns of each patch grid, in the order of their image tokens, and which image of the prompt it is of:
+    // an image has one, or several where it is cut into tiles
+    std::vector<std::pair<int32_t, int32_t>> grids;
+    std::vector<int32_t> grid_images;
 
     double tokens_mean = 0.0;  // image tokens averaged over all decoder layers (Table 1 of the ATP paper)
 

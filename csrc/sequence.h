@@ -27,6 +27,7 @@ struct ImageSpan {
     int32_t grid_rows = 0;  // grid_rows * grid_cols == n_tokens
     int32_t grid_cols = 0;
     bool causal = true;  // false: rows of this image see each other in both directions
+    int32_t source = 0;  // which image of the prompt, as the caller counts them; some have several spans
 
     // the cell of image token `index` (counted over all image tokens) on this grid
     int32_t y(int32_t index) const { return (index - first) / grid_cols; }

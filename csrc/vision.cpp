@@ -26,11 +26,6 @@ mtmd_context * open_projector(const Model & model, const std::string & path) {
     params.print_timings = false;
     params.n_threads = model.params().n_threads;
     params.warmup = false;
-    // the encoder's flash attention rounds keys and values to halves, as the decoder's does with an F16 cache
-    if (model.params().flash_attn != "auto") {
-        params.flash_attn_type =
-            model.params().flash_attn == "on" ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
-    }
     log_capture::clear();
     mtmd_context * ctx = mtmd_init_from_file(path.c_str(), model.llama(), params);
     if (!ctx) {
@@ -79,6 +74,7 @@ Vision::Vision(const Model & model, const std::string & mmproj_path)
     if (!mtmd_support_vision(ctx_.get())) {
         throw ModelError(mmproj_path + " holds no vision encoder (audio only?)");
     }
+    file_ = read_projector_file(mmproj_path, model.n_embd_inp());
 }
 
 Vision::~Vision() = default;
@@ -87,57 +83,106 @@ std::string Vision::media_marker() {
     return mtmd_default_marker();
 }
 
-Sequence Vision::encode(const std::string & prompt, const std::vector<RgbImage> & images, double & t_encode) const {
+void Vision::check_image(const RgbImage & image) const {
+    if (image.width < 1 || image.height < 1) {
+        throw ImageError("an image of " + std::to_string(image.width) + "x" + std::to_string(image.height) +
+                         " pixels has nothing to see");
+    }
+    if (image.tiles) {
+        check_tiles(image);
+    }
+}
+
+void Vision::check_tiles(const RgbImage & image) const {
+    if (!file_.has_fixed_size()) {
+        throw ImageError("tiles need a projector of one fixed image size, and this one is of type " + file_.type +
+                         "; give the image itself");
+    }
+    if (image.width != file_.image_size || image.height != file_.image_size) {
+        throw ImageError("this projector takes tiles of " + std::to_string(file_.image_size) + "x" +
+                         std::to_string(file_.image_size) + " pixels, got " + std::to_string(image.width) + "x" +
+                         std::to_string(image.height));
+    }
+    if (!file_.why_no_newline.empty()) {
+        throw ModelError("this projector's " + file_.why_no_newline + "; convert it again");
+    }
+    if (image.tiles->n_tiles() > 1 && file_.newline.empty()) {
+        throw ImageError("this projector takes one tile an image, got " + std::to_string(image.tiles->n_tiles()) +
+                         ": it has no v.image_newline, which ends the lines of a grid of tiles");
+    }
+}
+
+// libmtmd's parts of the prompt; an image's parts carry its number as their id
+void Vision::tokenize(const std::string & prompt, const std::vector<RgbImage> & images, bool add_special,
+                      mtmd_input_chunks * out) const {
+    mtmd::bitmaps bitmaps;
+    for (const RgbImage & image : images) {
+        bitmaps.entries.emplace_back(static_cast<uint32_t>(image.width), static_cast<uint32_t>(image.height),
+                                     image.data);
+        bitmaps.entries.back().set_id(std::to_string(bitmaps.entries.size() - 1).c_str());
+    }
+    const auto pointers = bitmaps.c_ptr();
+    const mtmd_input_text text = {prompt.c_str(), prompt.size(), add_special, /*parse_special*/ true};
+    log_capture::clear();
+    // the array may be the address of an empty vector
+    if (mtmd_tokenize(ctx_.get(), out, &text, const_cast<const mtmd_bitmap **>(pointers.data()), pointers.size())) {
+        throw ImageError("libmtmd cannot prepare the images: " + log_capture::last_error());
+    }
+}
+
+Sequence Vision::encode(const std::string & prompt, const std::vector<RgbImage> & images, Interrupt & interrupt,
+                        double & t_encode) const {
     const size_t n_markers = count_markers(prompt, media_marker());
     if (n_markers != images.size()) {
         throw ImageError("the prompt has " + std::to_string(n_markers) + " media markers (" + media_marker() +
                          ") for " + std::to_string(images.size()) + " images; it needs one each");
     }
-    mtmd::bitmaps bitmaps;
     for (const RgbImage & image : images) {
-        if (image.width < 1 || image.height < 1) {
-            throw ImageError("an image of " + std::to_string(image.width) + "x" + std::to_string(image.height) +
-                             " pixels has nothing to see");
-        }
-        bitmaps.entries.emplace_back(static_cast<uint32_t>(image.width), static_cast<uint32_t>(image.height),
-                                     image.data);
+        check_image(image);
     }
-    const auto pointers = bitmaps.c_ptr();
-    mtmd::input_chunks chunks(mtmd_input_chunks_init());
-    const mtmd_input_text text = {prompt.c_str(), prompt.size(), /*add_special*/ true, /*parse_special*/ true};
-    log_capture::clear();
-    // the array may be the address of an empty vector
-    if (mtmd_tokenize(ctx_.get(), chunks.ptr.get(), &text, const_cast<const mtmd_bitmap **>(pointers.data()),
-                      pointers.size())) {
-        throw ImageError("libmtmd cannot prepare the images: " + log_capture::last_error());
-    }
+    const mtmd::input_chunks chunks(mtmd_input_chunks_init());
+    tokenize(prompt, images, /*add_special*/ true, chunks.ptr.get());
     Sequence seq;
     seq.n_embd_inp = model_.n_embd_inp();
     for (size_t i = 0; i < chunks.size(); ++i) {
         const mtmd_input_chunk * chunk = chunks[i];
-        switch (mtmd_input_chunk_get_type(chunk)) {
-            case MTMD_INPUT_CHUNK_TYPE_TEXT: {
-                size_t n = 0;
-                const llama_token * tokens = mtmd_input_chunk_get_tokens_text(chunk, &n);
-                std::for_each(tokens, tokens + n, [&](llama_token t) { seq.add_text(t); });
-                break;
-            }
-            case MTMD_INPUT_CHUNK_TYPE_IMAGE:
-                add_image_chunk(seq, chunk, t_encode);
-                break;
-            default:
-                throw ImageError("this projector makes audio of an image; only images are supported");
+        const mtmd_input_chunk_type type = mtmd_input_chunk_get_type(chunk);
+        if (type == MTMD_INPUT_CHUNK_TYPE_TEXT) {
+            size_t n = 0;
+            const llama_token * tokens = mtmd_input_chunk_get_tokens_text(chunk, &n);
+            std::for_each(tokens, tokens + n, [&](llama_token t) { seq.add_text(t); });
+            continue;
         }
+        if (type != MTMD_INPUT_CHUNK_TYPE_IMAGE) {
+            throw ImageError("this projector makes audio of an image; only images are supported");
+        }
+        interrupt.check();
+        const Stopwatch encode_time;
+        const size_t source = std::stoul(mtmd_input_chunk_get_id(chunk));
+        const size_t n_spans = seq.images.size();
+        if (images.at(source).tiles) {
+            add_tiles(seq, chunk, images[source], interrupt);
+        } else {
+            add_image_chunk(seq, chunk);
+        }
+        for (size_t s = n_spans; s < seq.images.size(); ++s) {
+            seq.images[s].source = static_cast<int32_t>(source);
+        }
+        t_encode += encode_time.ms();
     }
     return seq;
 }
 
-void Vision::add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk, double & t_encode) const {
-    const Stopwatch encode_time;
+const float * Vision::encode_chunk(const mtmd_input_chunk * chunk) const {
     log_capture::clear();
     if (mtmd_encode_chunk(ctx_.get(), chunk) != 0) {
         throw ImageError("the vision encoder failed: " + log_capture::last_error());
     }
+    return mtmd_get_output_embd(ctx_.get());
+}
+
+void Vision::add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk) const {
+    const float * embd = encode_chunk(chunk);
     ImageSpan span;
     span.n_tokens = static_cast<int32_t>(mtmd_input_chunk_get_n_tokens(chunk));
     span.causal = !mtmd_decode_use_non_causal(ctx_.get(), chunk);
@@ -153,9 +198,34 @@ void Vision::add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk, dou
     } else {
         square_grid(span);
     }
-    seq.add_image(mtmd_get_output_embd(ctx_.get()), span, pos.empty() ? nullptr : &pos,
-                  static_cast<int32_t>(mtmd_input_chunk_get_n_pos(chunk)));
-    t_encode += encode_time.ms();
+    seq.add_image(embd, span, pos.empty() ? nullptr : &pos, static_cast<int32_t>(mtmd_input_chunk_get_n_pos(chunk)));
+}
+
+// first: the overview as libmtmd found it in the prompt. The others are put before it one by one, each as an image of
+// a prompt of its own
+void Vision::add_tiles(Sequence & seq, const mtmd_input_chunk * first, const RgbImage & image,
+                       Interrupt & interrupt) const {
+    const size_t n_tokens = mtmd_input_chunk_get_n_tokens(first);
+    const size_t n_values = n_tokens * model_.n_embd_inp();
+    const float * embd = encode_chunk(first);
+    std::vector<float> features(embd, embd + n_values);
+    for (int32_t t = 1; t < image.tiles->n_tiles(); ++t) {
+        interrupt.check();
+        const mtmd::input_chunks chunks(mtmd_input_chunks_init());
+        tokenize(media_marker(), {image.tile(t)}, /*add_special*/ false, chunks.ptr.get());
+        if (chunks.size() != 1 || mtmd_input_chunk_get_n_tokens(chunks[0]) != n_tokens) {
+            throw ImageError("libmtmd cut a tile into pieces; this projector takes one tile an image");
+        }
+        embd = encode_chunk(chunks[0]);
+        features.insert(features.end(), embd, embd + n_values);
+    }
+    PackedImage packed = pack_tiles(features, *image.tiles, model_.n_embd_inp(), file_.newline);
+    const float * rows = packed.rows.data();
+    for (ImageSpan & span : packed.spans) {
+        span.causal = !mtmd_decode_use_non_causal(ctx_.get(), first);
+        seq.add_image(rows, span, nullptr, span.n_tokens);
+        rows += static_cast<size_t>(span.n_tokens) * model_.n_embd_inp();
+    }
 }
 
 Sequence tokenize_text(const Model & model, const std::string & prompt) {

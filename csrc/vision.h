@@ -1,28 +1,38 @@
 // Image -> image tokens: libmtmd encodes and projects, we lay text and image tokens out as one Sequence.
 //
-// In:  a prompt with one media marker per image, RGB images (uint8 [h][w][3]).
+// In:  a prompt with one media marker per image; per image RGB pixels (uint8 [h][w][3]), which libmtmd prepares as it
+//      sees fit, or tiles (uint8 [n][side][side][3]), which are encoded as they are and packed by anyres.
 // Out: a Sequence whose image rows carry projected embeddings [n_image_tokens][n_embd_inp] and a patch grid each.
 // Owns the projector. Knows no stages. Throws ModelError (projector file), ImageError (an image).
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
+#include "anyres.h"
+#include "interrupt.h"
+#include "projector_file.h"
 #include "sequence.h"
 
 struct mtmd_context;
 struct mtmd_input_chunk;
+struct mtmd_input_chunks;
 
 namespace atp {
 
 class Model;
 
 struct RgbImage {
-    const uint8_t * data = nullptr;  // [height][width][3]
+    const uint8_t * data = nullptr;  // [height][width][3]; tiles: [n_tiles][height][width][3]
     int32_t width = 0;
     int32_t height = 0;
+    std::optional<TileSet> tiles;  // the image comes as squares of the encoder's size
+
+    // one of its tiles as an image of its own
+    RgbImage tile(int32_t i) const { return {data + static_cast<size_t>(i) * height * width * 3, width, height, {}}; }
 };
 
 class Vision {
@@ -30,15 +40,23 @@ class Vision {
     Vision(const Model & model, const std::string & mmproj_path);
     ~Vision();
 
-    // t_encode: milliseconds spent in the vision encoder
-    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images, double & t_encode) const;
+    // adds to t_encode the milliseconds spent in the vision encoder
+    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images, Interrupt & interrupt,
+                    double & t_encode) const;
 
     static std::string media_marker();
 
   private:
-    void add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk, double & t_encode) const;
+    void check_image(const RgbImage & image) const;
+    void check_tiles(const RgbImage & image) const;
+    void tokenize(const std::string & prompt, const std::vector<RgbImage> & images, bool add_special,
+                  mtmd_input_chunks * out) const;
+    const float * encode_chunk(const mtmd_input_chunk * chunk) const;
+    void add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk) const;
+    void add_tiles(Sequence & seq, const mtmd_input_chunk * first, const RgbImage & image, Interrupt & interrupt) const;
 
     const Model & model_;
+    ProjectorFile file_;
     std::unique_ptr<mtmd_context, void (*)(mtmd_context *)> ctx_;
 };
 

@@ -16,7 +16,7 @@ SHAPES = [
 
 
 def picture(shape, seed=0):
-    """uint8 [h, w, 3]: the photo squeezed into that shape, with noise, so that each pixel counts."""
+    """uint8 [h, w, 3]: the photo squeezed into that shape, and noise, so that each pixel counts."""
     height, width = shape
     with Image.open(PHOTO) as photo:
         small = np.array(photo.convert("RGB").resize((width, height)), dtype=np.int16)

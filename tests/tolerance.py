@@ -83,6 +83,11 @@ TABLE = {
     ("cpu", "bf16", "quantised = F32"): 2e-4,  # 3.2e-5
     ("cpu", "q8_0", "quantised = F32"): 2e-3,  # 5.2e-4
     ("cpu", "q4_k_m", "quantised = F32"): 6e-2,  # 2.8e-2
+    # tiles' features: moved, not computed with, unless a large grid is shrunk by interpolation
+    ("cpu", "f32", "packed tiles = NumPy"): 0.0,  # 0.0
+    ("cpu", "f32", "shrunk tiles = NumPy"): 5e-12,  # 8.7e-13
+    ("cpu", "f32", "packed tiles = transformers"): 0.0,  # 0.0
+    ("cpu", "f32", "shrunk tiles = transformers"): 5e-12,  # 7.4e-13
     # the same on ggml's RPC device and the CPU at once: all, half or none of the layers over there
     ("rpc", ANY, "staged = whole"): 0.0,  # 0.0
     ("rpc", ANY, "device = CPU"): 0.0,  # 0.0; the server computes on a CPU, too

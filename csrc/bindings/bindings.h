@@ -7,9 +7,11 @@
 #include <pybind11/stl.h>
 
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
+#include "anyres.h"
 #include "atp_policy.h"
 #include "errors.h"
 #include "interrupt.h"
@@ -26,6 +28,7 @@ void register_sequence(py::module_ & m);
 void register_decoder(py::module_ & m);
 void register_reference(py::module_ & m);
 void register_engine(py::module_ & m);
+void register_tiles(py::module_ & m);
 void register_sidecar(py::module_ & m);
 void register_quantise(py::module_ & m);
 #ifdef GGML_USE_RPC
@@ -82,6 +85,17 @@ PolicyInput live_tokens(const std::vector<int32_t> & live, const std::vector<std
 
 // None: no budget. A float is a fraction of the image tokens, an int their count; throws PlanError for others
 std::optional<AtpBudget> to_budget(const py::object & budget);
+
+using ImageArray = py::array_t<uint8_t, py::array::c_style>;
+
+// what Python calls Tiles: pixels [n][side][side][3] and what they are of
+struct Tiles {
+    ImageArray pixels;
+    TileSet set;
+};
+
+// "2, 3, 4"
+std::string shape_text(const py::array & a);
 
 // [rows][cols] float32, copied
 py::array_t<float> matrix(const std::vector<float> & values, size_t cols);

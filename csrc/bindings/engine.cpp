@@ -3,6 +3,7 @@
 #include <atomic>
 #include <mutex>
 #include <thread>
+#include <variant>
 
 #include "bindings.h"
 #include "errors.h"
@@ -12,7 +13,7 @@ namespace atp::python {
 
 namespace {
 
-using ImageArray = py::array_t<uint8_t, py::array::c_style>;
+using PromptImage = std::variant<Tiles, ImageArray>;
 
 // an Engine that can be closed, and that one thread uses at a time
 class EngineHandle {
@@ -38,11 +39,11 @@ class EngineHandle {
         return engine_->atp_plan(budget);
     }
 
-    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images) {
+    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images, Interrupt & interrupt) {
         const Use use(*this);
         check_open();
         double t_encode = 0.0;
-        return engine_->encode(prompt, images, t_encode);
+        return engine_->encode(prompt, images, interrupt, t_encode);
     }
 
     Result generate(const Request & request, Interrupt & interrupt) {
@@ -85,17 +86,22 @@ class EngineHandle {
     ModelInfo info_;
 };
 
-std::vector<RgbImage> check_images(const std::vector<ImageArray> & images) {
+RgbImage check_image(const ImageArray & a) {
+    if (a.ndim() != 3 || a.shape(2) != 3) {
+        throw ImageError("an image must be uint8 [height, width, 3], got [" + shape_text(a) + "]");
+    }
+    return {a.data(), static_cast<int32_t>(a.shape(1)), static_cast<int32_t>(a.shape(0)), std::nullopt};
+}
+
+std::vector<RgbImage> check_images(const std::vector<PromptImage> & images) {
     std::vector<RgbImage> out;
-    for (const ImageArray & a : images) {
-        if (a.ndim() != 3 || a.shape(2) != 3) {
-            std::string shape;
-            for (py::ssize_t d = 0; d < a.ndim(); ++d) {
-                shape += (d ? ", " : "") + std::to_string(a.shape(d));
-            }
-            throw ImageError("an image must be uint8 [height, width, 3], got [" + shape + "]");
+    for (const PromptImage & image : images) {
+        if (const Tiles * tiles = std::get_if<Tiles>(&image)) {
+            const ImageArray & a = tiles->pixels;
+            out.push_back({a.data(), static_cast<int32_t>(a.shape(2)), static_cast<int32_t>(a.shape(1)), tiles->set});
+        } else {
+            out.push_back(check_image(std::get<ImageArray>(image)));
         }
-        out.push_back({a.data(), static_cast<int32_t>(a.shape(1)), static_cast<int32_t>(a.shape(0))});
     }
     return out;
 }
@@ -117,7 +123,7 @@ std::function<bool(const std::string &)> text_callback(const py::object & fn) {
     };
 }
 
-Result generate(EngineHandle & engine, const std::string & prompt, const std::vector<ImageArray> & images,
+Result generate(EngineHandle & engine, const std::string & prompt, const std::vector<PromptImage> & images,
                 const Plan & plan, int32_t n_predict, float temp, int32_t top_k, float top_p, float min_p,
                 uint32_t seed, const std::vector<std::string> & stop, const py::object & on_token) {
     Request request;
@@ -141,6 +147,7 @@ void register_results(py::module_ & m) {
         .def_readonly("thresholds", &Report::thresholds)
         .def_readonly("kept_spatial", &Report::kept_spatial)
         .def_readonly("grids", &Report::grids)
+        .def_readonly("grid_images", &Report::grid_images)
         .def_readonly("tokens_mean", &Report::tokens_mean)
         .def_readonly("t_encode", &Report::t_encode)
         .def_readonly("t_prefill", &Report::t_prefill)
@@ -213,23 +220,23 @@ void register_engine(py::module_ & m) {
             "mean over layers; None lets the learned thresholds decide.")
         .def(
             "encode",
-            [](EngineHandle & engine, const std::string & prompt, const std::vector<ImageArray> & images) {
+            [](EngineHandle & engine, const std::string & prompt, const std::vector<PromptImage> & images) {
                 const std::vector<RgbImage> checked = check_images(images);
                 return without_gil([&](Interrupt & interrupt) {
-                    Sequence seq = engine.encode(prompt, checked);
+                    Sequence seq = engine.encode(prompt, checked, interrupt);
                     interrupt.check();
                     return seq;
                 });
             },
             py::arg("prompt"), py::arg("images"),
             "The rows that generate would prefill: text tokens, and image tokens with their projected embeddings.")
-        .def(
-            "generate", &generate, py::arg("prompt"), py::arg("images"), py::kw_only(), py::arg("plan") = Plan{},
-            py::arg("n_predict") = 128, py::arg("temp") = 0.0f, py::arg("top_k") = 40, py::arg("top_p") = 0.95f,
-            py::arg("min_p") = 0.05f, py::arg("seed") = 0, py::arg("stop") = std::vector<std::string>{},
-            py::arg("on_token") = py::none(),
-            "prompt holds one media marker per image; images are uint8 [h, w, 3]. on_token gets new text, and ends the "
-            "caption by returning False.");
+        .def("generate", &generate, py::arg("prompt"), py::arg("images"), py::kw_only(), py::arg("plan") = Plan{},
+             py::arg("n_predict") = 128, py::arg("temp") = 0.0f, py::arg("top_k") = 40, py::arg("top_p") = 0.95f,
+             py::arg("min_p") = 0.05f, py::arg("seed") = 0, py::arg("stop") = std::vector<std::string>{},
+             py::arg("on_token") = py::none(),
+             "prompt holds one media marker per image; images are uint8 [h, w, 3], or Tiles. on_token gets new text, "
+             "and ends the "
+             "caption by returning False.");
 }
 
 }  // namespace atp::python

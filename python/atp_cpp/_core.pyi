@@ -148,6 +148,8 @@ class Report:
     @property
     def grids(self) -> list[tuple[int, int]]: ...
     @property
+    def grid_images(self) -> list[int]: ...
+    @property
     def thresholds(self) -> list[tuple[float, float, float]]: ...
     @property
     def kept_spatial(self) -> list[list[int]]: ...
@@ -161,6 +163,36 @@ class Result:
     def finish_reason(self) -> str: ...
     @property
     def report(self) -> Report: ...
+
+class Tiles:
+    def __init__(
+        self,
+        tiles: NDArray[np.uint8],
+        grid: tuple[int, int],
+        size: tuple[int, int],
+        *,
+        max_tiles: int = 0,
+    ) -> None: ...
+    @property
+    def tiles(self) -> NDArray[np.uint8]: ...
+    @property
+    def grid(self) -> tuple[int, int]: ...
+    @property
+    def size(self) -> tuple[int, int]: ...
+    @property
+    def max_tiles(self) -> int: ...
+
+def tile_layout(
+    side: int, *, grid: tuple[int, int], size: tuple[int, int], max_tiles: int = 0
+) -> dict[str, int]: ...
+def pack_tiles(
+    features: NDArray[np.float32],
+    *,
+    grid: tuple[int, int],
+    size: tuple[int, int],
+    newline: collections.abc.Sequence[float] = [],
+    max_tiles: int = 0,
+) -> tuple[NDArray[np.float32], list[tuple[int, int]]]: ...
 
 class Engine:
     def __init__(
@@ -183,12 +215,12 @@ class Engine:
     def info(self) -> ModelInfo: ...
     def atp_plan(self, budget: float | int | None = None) -> list[Cut]: ...
     def encode(
-        self, prompt: str, images: collections.abc.Sequence[NDArray[np.uint8]]
+        self, prompt: str, images: collections.abc.Sequence[NDArray[np.uint8] | Tiles]
     ) -> Sequence: ...
     def generate(
         self,
         prompt: str,
-        images: collections.abc.Sequence[NDArray[np.uint8]],
+        images: collections.abc.Sequence[NDArray[np.uint8] | Tiles],
         *,
         plan: collections.abc.Sequence[Cut] = [],
         n_predict: int = 128,
