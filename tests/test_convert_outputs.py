@@ -1,4 +1,4 @@
-"""The files of a conversion appear all together or not at all."""
+"""The files of a conversion appear together or not at all."""
 
 import errno
 import os
@@ -183,8 +183,7 @@ def test_anothers_part_file_is_not_touched(paths):
     in_the_way.unlink()
     in_the_way.mkdir()
     (in_the_way / "mine").write_text("mine")
-    with Outputs(paths, force=False) as outputs:
-        write_all(outputs, paths, "new")
+    convert(paths, "new")
     kept = {in_the_way.name: None, f"{in_the_way.name}/mine": "mine"}
     assert contents(paths[0].parent) == complete("new") | kept
 
@@ -226,8 +225,8 @@ def test_the_disk_fills_up_while_writing(paths, tmp_path, code):
 
 
 def test_other_system_errors_pass(paths, tmp_path):
-    with pytest.raises(FileNotFoundError), Outputs(paths, force=False):
-        raise FileNotFoundError(errno.ENOENT, "gone")
+    with pytest.raises(FileNotFoundError):
+        convert(paths, "half", then=raising(FileNotFoundError(errno.ENOENT, "gone")))
     assert contents(tmp_path) == {}
 
 

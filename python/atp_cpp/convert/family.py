@@ -56,6 +56,28 @@ def architecture(config: Mapping[str, Any]) -> str:
     return names[0]
 
 
+def check_supported(config: Mapping[str, Any], *, text: bool, vision: bool) -> None:
+    """Raises ConvertError unless a checkpoint is one that we, or llama.cpp, can convert.
+
+    Args:
+        config: of config.json.
+        text: llama.cpp converts its language model.
+        vision: llama.cpp converts its vision part.
+    """
+    if is_llava(config) or (text and vision):
+        return
+    name = architecture(config)
+    if text:
+        raise ConvertError(
+            f"{name} is a text model, or one whose vision part llama.cpp cannot convert; expected "
+            "a vision-language model (for text alone there is llama.cpp's convert_hf_to_gguf.py)"
+        )
+    raise ConvertError(
+        f"{name} is neither a LLaVA model nor one that this version of llama.cpp converts; "
+        "docs/convert.md lists the families"
+    )
+
+
 def is_llava(config: Mapping[str, Any]) -> bool:
     """Whether we write the projector file. Pixtral calls itself LLaVA, too; llama.cpp knows it."""
     vision = config.get("vision_config") or {}

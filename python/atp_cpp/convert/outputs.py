@@ -17,12 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from atp_cpp.convert.locks import take_lock
 from atp_cpp.errors import ConvertError
-
-try:
-    import fcntl
-except ImportError:  # Windows: two runs on one file are not told apart there
-    fcntl = None  # type: ignore[assignment]
 
 __all__ = ["Outputs", "full_disk", "readable_size"]
 
@@ -150,14 +146,18 @@ class Outputs:
                     f"{folder} is in the way; move it, or name another --outfile-dir"
                 )
             folder.mkdir(exist_ok=True)
-            if fcntl is None:
+            if os.name == "nt":  # a folder cannot be opened, nor locked
                 break
             try:
                 lock = os.open(folder, os.O_RDONLY)
             except FileNotFoundError:
                 continue  # its run ended just now
             self._locks.append(lock)
-            _lock(lock, folder)
+            if not take_lock(lock):
+                raise ConvertError(
+                    f"{folder.with_suffix('')} is being written by another run; wait for it or "
+                    "name another --outfile-dir"
+                )
             try:
                 if os.path.samestat(os.fstat(lock), folder.stat()):
                     break
@@ -247,18 +247,6 @@ def _unwritable(folder: Path, error: OSError) -> ConvertError:
     return ConvertError(
         f"{where}: cannot be written: {error.strerror or error}; name another --outfile-dir"
     )
-
-
-def _lock(lock: int, folder: Path) -> None:
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise ConvertError(
-            f"{folder.with_suffix('')} is being written by another run; wait for it or name "
-            "another --outfile-dir"
-        ) from None
-    except OSError:  # a file system without locks
-        pass
 
 
 def _to_disk(path: Path) -> None:

@@ -7,8 +7,7 @@ Started as ``python -m atp_cpp.convert.worker`` with a job, one line of JSON, on
 :class:`Job`). Reports are lines of JSON on stdout, ``event`` says of what:
 
 * ``plan``: ``files`` {path: bytes}; the parent answers with one line to go on;
-* ``writing``: ``path``, ``what``;
-* ``quantising``: ``path``, ``what``, ``size`` in bytes; to be answered, too;
+* ``writing``: ``path``, ``what``: it grows from now on;
 * ``done``, or ``error``: ``message``.
 
 When the parent goes away, so does this process.
@@ -23,18 +22,19 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from atp_cpp.convert.family import is_llava
+from atp_cpp.convert.family import architecture, check_supported, is_llava
+from atp_cpp.convert.quantise import QUANTISED, planned_size, quantise
 from atp_cpp.errors import AtpError, ConvertError
 
 if TYPE_CHECKING:
     from conversion.base import ModelBase
 
 UPSTREAM = Path(__file__).with_name("llama_cpp")
-QUANTISED = ("q4_k_m",)  # written by llama.cpp's quantiser
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -47,7 +47,7 @@ class Job:
         name: goes into ``general.name``.
         text_out: file to write the text model to.
         text_type: its type: f32, f16, bf16, q8_0 or one of QUANTISED.
-        source_type: f16 or bf16: what a model is written in before it is quantised.
+        stored_type: f32, f16 or bf16: what a model is written in before it is quantised.
         mmproj_out: file to write the projector to.
         mmproj_type: its type: f32, f16, bf16 or q8_0.
     """
@@ -56,7 +56,7 @@ class Job:
     name: str
     text_out: str
     text_type: str
-    source_type: str
+    stored_type: str
     mmproj_out: str
     mmproj_type: str
 
@@ -85,51 +85,62 @@ def run_job(job: Job, report: Report) -> None:
         ConvertError: the checkpoint cannot be converted, in one line.
     """
     with _named_failures():
-        text, vision = text_model(job), vision_model(job)
+        hparams = load_config(job)
+        text, vision = text_model(job, hparams), vision_model(job, hparams)
         prepare(text)
         prepare(vision)
     sizes = {str(model.fname_out): write_head(model) for model in (text, vision)}
+    if job.quantised:
+        sizes[job.text_out] = planned_size(text.gguf_writer, sizes[str(job.raw)], job.text_type)
     report({"event": "plan", "files": sizes})
     for model, what in ((vision, "vision projector"), (text, "text model")):
         report({"event": "writing", "what": what, "path": str(model.fname_out)})
         model.gguf_writer.write_tensors_to_file()
         model.gguf_writer.close()
     if job.quantised:
-        _quantise(job, report)
+        what = f"quantising to {job.text_type}"
+        report({"event": "writing", "what": what, "path": job.text_out})
+        quantise(job.raw, Path(job.text_out), job.text_type)
+        job.raw.unlink()
     report({"event": "done"})
 
 
-def _quantise(job: Job, report: Report) -> None:
-    from atp_cpp.convert.quantise import quantise, quantised_size
-
-    size = quantised_size(job.raw, job.text_type)
-    what = f"quantising to {job.text_type}"
-    report({"event": "quantising", "what": what, "path": job.text_out, "size": size})
-    quantise(job.raw, Path(job.text_out), job.text_type)
-    job.raw.unlink()
-
-
-def text_model(job: Job) -> ModelBase:
-    """llama.cpp's converter of the language model."""
-    from conversion import get_model_architecture, get_model_class
+def load_config(job: Job) -> dict[str, Any]:
+    """The checkpoint's configuration, complete with the defaults that transformers fills in."""
+    from conversion import MMPROJ_MODEL_MAP, TEXT_MODEL_MAP, get_model_architecture
     from conversion.base import ModelBase, ModelType
 
-    hparams = ModelBase.load_hparams(Path(job.folder), False)
+    config: dict[str, Any] = ModelBase.load_hparams(Path(job.folder), False)
+    architecture(config)  # or says that there is none
+    check_supported(
+        config,
+        text=get_model_architecture(config, ModelType.TEXT) in TEXT_MODEL_MAP,
+        vision=get_model_architecture(config, ModelType.MMPROJ) in MMPROJ_MODEL_MAP,
+    )
+    return config
+
+
+def text_model(job: Job, config: dict[str, Any]) -> ModelBase:
+    """llama.cpp's converter of the language model."""
+    from conversion import get_model_architecture, get_model_class
+    from conversion.base import ModelType
+
+    hparams = deepcopy(config)
     if is_llava(hparams):
         hparams["text_config"]["architectures"] = [_text_architecture(hparams["text_config"])]
     upstream = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
     kind = _with_known_tokenizer(upstream)
     if job.quantised:
-        return _instance(kind, job, hparams, str(job.raw), job.source_type)
+        return _instance(kind, job, hparams, str(job.raw), job.stored_type)
     return _instance(kind, job, hparams, job.text_out, job.text_type)
 
 
-def vision_model(job: Job) -> ModelBase:
+def vision_model(job: Job, config: dict[str, Any]) -> ModelBase:
     """Ours for LLaVA, llama.cpp's for everything else."""
     from conversion import get_model_architecture, get_model_class
-    from conversion.base import ModelBase, ModelType
+    from conversion.base import ModelType
 
-    hparams = ModelBase.load_hparams(Path(job.folder), False)
+    hparams = deepcopy(config)
     if is_llava(hparams):
         from atp_cpp.convert.llava import LlavaMmproj
 
@@ -240,7 +251,7 @@ def main() -> int:
 
     def report(event: dict[str, Any]) -> None:
         print(json.dumps(event), file=stdout, flush=True)
-        if event["event"] in ("plan", "quantising"):
+        if event["event"] == "plan":
             answer.acquire()
 
     logging.basicConfig(level=logging.INFO)

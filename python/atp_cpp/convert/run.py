@@ -1,0 +1,217 @@
+"""A Hugging Face checkpoint into GGUF files: the whole way as one function.
+
+Source -> local folder -> verified checkpoint -> worker process (llama.cpp's converter) -> files
+that appear together, under their names, when all are complete.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from atp_cpp.convert.atp import convert_atp
+from atp_cpp.convert.checkpoint import Checkpoint, read_checkpoint
+from atp_cpp.convert.child import Child
+from atp_cpp.convert.outputs import Outputs
+from atp_cpp.convert.source import fetch
+from atp_cpp.convert.worker import Job
+from atp_cpp.errors import ConvertError
+from atp_cpp.fingerprint import fingerprint_from_gguf
+
+TEXT_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_k_m", "auto")
+MMPROJ_TYPES = ("f32", "f16", "bf16", "q8_0", "auto")
+
+# what is being done, bytes done, bytes in all
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertedFile:
+    """One file that was, or in a dry run would be, written.
+
+    Attributes:
+        path: where.
+        size_bytes: of the file.
+        what: "text model", "vision projector" or "ATP sidecar".
+    """
+
+    path: Path
+    size_bytes: int
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """The files of one conversion."""
+
+    text: Path
+    text_type: str
+    mmproj: Path
+    mmproj_type: str
+    sidecar: Path | None
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """All of them."""
+        return (self.text, self.mmproj, *(() if self.sidecar is None else (self.sidecar,)))
+
+    def job(self, checkpoint: Checkpoint, parts: Mapping[Path, Path]) -> Job:
+        """The worker's share, written to the files' stand-ins."""
+        return Job(
+            folder=str(checkpoint.folder),
+            name=checkpoint.name,
+            text_out=str(parts[self.text]),
+            text_type=self.text_type,
+            stored_type=stored_type(checkpoint),
+            mmproj_out=str(parts[self.mmproj]),
+            mmproj_type=self.mmproj_type,
+        )
+
+
+def convert_hf(
+    source: str | os.PathLike[str],
+    outfile_dir: str | os.PathLike[str],
+    *,
+    outtype: str = "auto",
+    mmproj_outtype: str = "auto",
+    atp: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+    force: bool = False,
+    dry_run: bool = False,
+    verbose: bool = False,
+    on_progress: Progress | None = None,
+) -> tuple[ConvertedFile, ...]:
+    """Converts a vision-language checkpoint to ``NAME-TYPE.gguf`` and ``mmproj-NAME-TYPE.gguf``.
+
+    Args:
+        source: folder as save_pretrained writes it, or a hub id (``org/name``).
+        outfile_dir: folder for the files; made if it is not there.
+        outtype: of the text model: one of TEXT_TYPES. auto: bf16 or f16 as the checkpoint has it,
+            f16 for float32.
+        mmproj_outtype: of the projector: one of MMPROJ_TYPES. auto: f16.
+        atp: folder of trained ATP modules; ``atp-NAME-f32.gguf`` comes out, too.
+        revision: branch, tag or commit on the hub.
+        force: replace files that are there.
+        dry_run: check everything, write nothing.
+        verbose: the converter's notes go to stderr.
+        on_progress: called with what is being done, bytes done and bytes in all.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConvertError: in one line what is wrong; nothing half-written stays.
+        ModelError: the ATP folder cannot be converted.
+        KeyboardInterrupt: Ctrl-C; nothing half-written stays.
+    """
+    _check_type("outtype", outtype, TEXT_TYPES)
+    _check_type("mmproj_outtype", mmproj_outtype, MMPROJ_TYPES)
+    folder, name = fetch(os.fspath(source), revision=revision, dry_run=dry_run)
+    checkpoint = read_checkpoint(folder, name)
+    target = _target(checkpoint, Path(outfile_dir), outtype, mmproj_outtype, atp is not None)
+    outputs = Outputs(target.paths, force=force)
+    if dry_run:
+        with tempfile.TemporaryDirectory() as elsewhere:
+            parts = {path: Path(elsewhere) / path.name for path in target.paths}
+            job = target.job(checkpoint, parts)
+            files = _converted(target, job, _plan(job, verbose))
+            if atp is not None and target.sidecar is not None:
+                files.append(_sidecar(atp, target.sidecar, parts[target.sidecar], None))
+            return tuple(files)
+    with outputs:
+        parts = {path: outputs.part(path) for path in target.paths}
+        job = target.job(checkpoint, parts)
+        files = _converted(target, job, _write(job, outputs, verbose, on_progress))
+        if atp is not None and target.sidecar is not None:
+            text = parts[target.text]
+            files.append(_sidecar(atp, target.sidecar, parts[target.sidecar], text))
+        return tuple(files)
+
+
+def stored_type(checkpoint: Checkpoint) -> str:
+    """The type a checkpoint comes in: f32, bf16, or f16, which stands for anything else, too."""
+    matrices = (t.dtype for t in checkpoint.tensors.values() if len(t.shape) >= 2)
+    return {"F32": "f32", "BF16": "bf16"}.get(next(matrices, "F16"), "f16")
+
+
+def _target(
+    checkpoint: Checkpoint, out: Path, outtype: str, mmproj_outtype: str, with_atp: bool
+) -> _Target:
+    name = checkpoint.name
+    stored = stored_type(checkpoint)
+    auto = "bf16" if stored == "bf16" else "f16"
+    text_type = auto if outtype == "auto" else outtype
+    # bf16 holds nothing of an encoder that f16 loses, and fewer devices compute with it
+    mmproj_type = "f16" if mmproj_outtype == "auto" else mmproj_outtype
+    return _Target(
+        text=out / f"{name}-{text_type}.gguf",
+        text_type=text_type,
+        mmproj=out / f"mmproj-{name}-{mmproj_type}.gguf",
+        mmproj_type=mmproj_type,
+        sidecar=out / f"atp-{name}-f32.gguf" if with_atp else None,
+    )
+
+
+def _plan(job: Job, verbose: bool) -> dict[str, int]:
+    """The sizes the worker says its files will have, in bytes."""
+    with Child(job, verbose=verbose) as child:
+        for event in child.events():
+            if event is not None and event["event"] == "plan":
+                sizes: dict[str, int] = event["files"]
+                return sizes
+    raise AssertionError("events() ends with an error or a plan")
+
+
+def _write(
+    job: Job, outputs: Outputs, verbose: bool, on_progress: Progress | None
+) -> dict[str, int]:
+    """Lets the worker write its files; tells of them while they grow."""
+    sizes: dict[str, int] = {}
+    doing: tuple[str, str] | None = None  # what, path
+
+    def tell() -> None:
+        if on_progress is not None and doing is not None:
+            what, path = doing
+            done = os.path.getsize(path) if os.path.exists(path) else 0
+            on_progress(what, min(done, sizes[path]), sizes[path])
+
+    with Child(job, verbose=verbose) as child:
+        for event in child.events():
+            tell()
+            if event is None:
+                continue
+            if event["event"] == "plan":
+                sizes |= event["files"]
+                outputs.check_space(sum(sizes.values()))
+                child.go_on()
+            doing = (event["what"], event["path"]) if "what" in event else None
+    return sizes
+
+
+def _converted(target: _Target, job: Job, sizes: Mapping[str, int]) -> list[ConvertedFile]:
+    return [
+        ConvertedFile(target.text, sizes[job.text_out], "text model"),
+        ConvertedFile(target.mmproj, sizes[job.mmproj_out], "vision projector"),
+    ]
+
+
+def _sidecar(
+    folder: str | os.PathLike[str], target: Path, part: Path, text: Path | None
+) -> ConvertedFile:
+    """Writes the sidecar to `part`; with a text model at hand, only if it is that model's."""
+    done = convert_atp(folder, part, force=True)
+    theirs = done.sidecar.fingerprint
+    if text is not None and theirs != (ours := fingerprint_from_gguf(text)):
+        raise ConvertError(
+            f"{os.fspath(folder)}: trained for another model (fingerprint {theirs[:12]}…, this one "
+            f"has {ours[:12]}…); convert the checkpoint that training wrote beside it"
+        )
+    return ConvertedFile(target, done.size_bytes, "ATP sidecar")
+
+
+def _check_type(what: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ConvertError(f"{what}: expected one of {', '.join(choices)}, got {value!r}")

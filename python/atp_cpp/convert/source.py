@@ -1,0 +1,198 @@
+"""SOURCE, a local folder or a hub id, -> a local folder.
+
+A folder that is there wins over a repository of the same name. The user's own hub settings hold:
+token, cache, endpoint and offline mode (HF_TOKEN, HF_HOME, HF_HUB_CACHE, HF_ENDPOINT,
+HF_HUB_OFFLINE).
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from atp_cpp.errors import ConvertError
+
+__all__ = ["fetch"]
+
+# the hub's own rule leaves out more, and says what; this tells an id from a path
+_HUB_ID = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
+
+_log = logging.getLogger(__name__)
+
+
+def fetch(source: str, *, revision: str | None = None, dry_run: bool = False) -> tuple[Path, str]:
+    """The folder of a checkpoint, downloaded if it has to be, and the name for its output files.
+
+    Args:
+        source: a folder, or a repository of the hub, "org/name".
+        revision: of the repository: a branch, tag or commit; its main branch without.
+        dry_run: download no weights. The folder, if it is not in the cache already, is then a
+            temporary one whose weight files have their headers and, in the place of the data,
+            a hole (zeros that take no space).
+
+    Raises:
+        ConvertError: it is neither, the repository or the revision is not there or not ours to
+            read, the hub cannot be reached, there is no space, or huggingface-hub is missing.
+    """
+    local = Path(os.path.expanduser(source))
+    if source and os.path.lexists(local):
+        if revision is not None:
+            raise ConvertError(
+                f"{source} is a local {'folder' if local.is_dir() else 'file'}, which has no "
+                f"revisions; leave --revision {revision} out"
+            )
+        return local, _name_of(local)
+    if not _HUB_ID.fullmatch(source):
+        raise ConvertError(
+            f"{source}: no folder {local.absolute()}, and no hub id, which is org/name; name one "
+            "of them"
+        )
+    return _from_hub(source, revision, dry_run), source.split("/")[1]
+
+
+def _name_of(folder: Path) -> str:
+    """The folder's name; a snapshot in the hub's cache, named for its commit, has its repository's.
+
+    Such a path is …/models--org--name/snapshots/<commit>.
+    """
+    whole = Path(os.path.abspath(folder))
+    if whole.parent.name == "snapshots" and whole.parents[1].name.startswith("models--"):
+        return whole.parents[1].name.split("--")[-1]
+    return whole.name or "model"
+
+
+def _from_hub(repo: str, revision: str | None, dry_run: bool) -> Path:
+    try:
+        import huggingface_hub  # noqa: F401
+    except ImportError as error:
+        raise ConvertError(
+            f"{repo}: no folder {Path(repo).absolute()}, and downloading from the hub needs the "
+            'huggingface-hub package, which is not installed; pip install "atp_cpp[hub]"'
+        ) from error
+    from atp_cpp.convert import hub
+
+    with _named_failures(repo, revision), hub.quiet():
+        if hub.is_offline():
+            return hub.cached_folder(repo, revision)
+        try:
+            repository = hub.read_listing(repo, revision)
+        except Exception as error:
+            if not hub.is_unreachable(error):
+                raise
+            with _or_else(error):
+                folder = hub.cached_folder(repo, revision)
+            _log.warning("%s cannot be reached; taking %s from the cache", hub.endpoint(), repo)
+            return folder
+        return hub.headers_only(repository) if dry_run else hub.download(repository)
+
+
+@contextmanager
+def _or_else(first: Exception) -> Iterator[None]:
+    """The first error tells more than that the cache has nothing either."""
+    try:
+        yield
+    except Exception:
+        raise first from None
+
+
+@contextmanager
+def _named_failures(repo: str, revision: str | None) -> Iterator[None]:
+    """Says what happened, and what to do, in one line."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except ConvertError:
+        raise
+    except errors.GatedRepoError as error:
+        raise ConvertError(_gated(repo)) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ConvertError(_not_found(repo)) from error
+    except errors.RevisionNotFoundError as error:
+        raise ConvertError(
+            f"{repo} has no revision {revision}; --revision takes one of its branches, tags or "
+            "commits"
+        ) from error
+    except errors.HFValidationError as error:
+        raise ConvertError(f"{repo} is no folder and no hub id: {error}") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise ConvertError(_not_cached(repo, revision)) from error
+    except errors.HfHubHTTPError as error:
+        raise ConvertError(_refused(repo, error)) from error
+    except Exception as error:
+        named = _broken(repo, error)
+        if named is None:
+            raise
+        raise ConvertError(named) from error
+
+
+def _gated(repo: str) -> str:
+    from atp_cpp.convert import hub
+
+    token = "the token in use has no access" if hub.has_token() else "no token is set"
+    return (
+        f"{repo} is gated and {token}; accept its terms at {hub.endpoint()}/{repo}, then log in "
+        "with that account (hf auth login, or the variable HF_TOKEN)"
+    )
+
+
+def _not_found(repo: str) -> str:
+    from atp_cpp.convert import hub
+
+    token = "the token in use has no access" if hub.has_token() else "no token is set"
+    return (
+        f"{repo}: no folder {Path(repo).absolute()}, and no such repository at {hub.endpoint()}; "
+        f"or it is private and {token} (hf auth login, or the variable HF_TOKEN)"
+    )
+
+
+def _not_cached(repo: str, revision: str | None) -> str:
+    from atp_cpp.convert import hub
+
+    at = f" at revision {revision}" if revision else ""
+    return (
+        f"{repo}{at} is not in the cache {hub.cache_folder()}, and the hub is offline; unset "
+        "HF_HUB_OFFLINE, or name a local folder"
+    )
+
+
+def _refused(repo: str, error: Any) -> str:
+    from atp_cpp.convert import hub
+
+    status = getattr(error.response, "status_code", None)
+    if status in (401, 403):
+        advice = "log in with an account that may read it (hf auth login, or HF_TOKEN)"
+    elif status == 429:
+        advice = "wait a few minutes and run again; what was downloaded is kept"
+    else:
+        advice = "run again later; what was downloaded is kept"
+    return f"{repo}: {hub.endpoint()} answered {status}; {advice}"
+
+
+def _broken(repo: str, error: Exception) -> str | None:
+    """What to say of an error of the disk or of the connection; None for any other."""
+    from atp_cpp.convert import hub
+
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return (
+            f"{repo}: no space left in the cache {hub.cache_folder()} ({error.strerror}); free "
+            "some, or name another place with HF_HUB_CACHE, and run again: the download resumes"
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return (
+            f"{error.filename}: cannot be written: {error.strerror}; name another place for the "
+            "cache with HF_HUB_CACHE"
+        )
+    if hub.is_unreachable(error) or isinstance(error, OSError):
+        reason = " ".join(str(error).split()) or type(error).__name__
+        return (
+            f"{repo}: the download from {hub.endpoint()} broke off ({reason}); check the "
+            "connection and run again: it resumes"
+        )
+    return None
