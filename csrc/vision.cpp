@@ -26,6 +26,11 @@ mtmd_context * open_projector(const Model & model, const std::string & path) {
     params.print_timings = false;
     params.n_threads = model.params().n_threads;
     params.warmup = false;
+    // the encoder's flash attention rounds keys and values to halves, as the decoder's does with an F16 cache
+    if (model.params().flash_attn != "auto") {
+        params.flash_attn_type =
+            model.params().flash_attn == "on" ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
+    }
     log_capture::clear();
     mtmd_context * ctx = mtmd_init_from_file(path.c_str(), model.llama(), params);
     if (!ctx) {
