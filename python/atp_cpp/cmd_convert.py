@@ -52,6 +52,11 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
         "atp-MODEL-f32.gguf)",
     )
     group.add_argument(
+        "--model-name",
+        metavar="NAME",
+        help="in the files and in their names (default: that of the folder or repository)",
+    )
+    group.add_argument(
         "--outtype",
         choices=TEXT_TYPES,
         default="auto",
@@ -90,6 +95,7 @@ def _convert_checkpoint(args: argparse.Namespace, output: Output) -> None:
             outtype=args.outtype,
             mmproj_outtype=args.mmproj_outtype,
             atp=args.atp,
+            model_name=args.model_name,
             revision=args.revision,
             force=args.force,
             dry_run=args.dry_run,

@@ -78,6 +78,7 @@ def convert_hf(
     outtype: str = "auto",
     mmproj_outtype: str = "auto",
     atp: str | os.PathLike[str] | None = None,
+    model_name: str | None = None,
     revision: str | None = None,
     force: bool = False,
     dry_run: bool = False,
@@ -93,6 +94,7 @@ def convert_hf(
             f16 for float32.
         mmproj_outtype: of the projector: one of MMPROJ_TYPES. auto: f16.
         atp: folder of trained ATP modules; ``atp-NAME-f32.gguf`` comes out, too.
+        model_name: NAME; that of the folder or repository without.
         revision: branch, tag or commit on the hub.
         force: replace files that are there.
         dry_run: check everything, write nothing.
@@ -110,7 +112,7 @@ def convert_hf(
     _check_type("outtype", outtype, TEXT_TYPES)
     _check_type("mmproj_outtype", mmproj_outtype, MMPROJ_TYPES)
     folder, name = fetch(os.fspath(source), revision=revision, dry_run=dry_run)
-    checkpoint = read_checkpoint(folder, name)
+    checkpoint = read_checkpoint(folder, _checked_name(model_name) if model_name else name)
     target = _target(checkpoint, Path(outfile_dir), outtype, mmproj_outtype, atp is not None)
     outputs = Outputs(target.paths, force=force)
     if dry_run:
@@ -210,6 +212,12 @@ def _sidecar(
             f"has {ours[:12]}…); convert the checkpoint that training wrote beside it"
         )
     return ConvertedFile(target, done.size_bytes, "ATP sidecar")
+
+
+def _checked_name(name: str) -> str:
+    if Path(name).name != name or not name.strip("."):
+        raise ConvertError(f"model name: expected part of a file name, got {name!r}")
+    return name
 
 
 def _check_type(what: str, value: str, choices: tuple[str, ...]) -> None:
