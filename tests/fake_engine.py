@@ -50,6 +50,7 @@ class FakeReport:
     kv_bytes: int = 4096
     thresholds: tuple = ()
     kept_spatial: tuple = ()
+    grid_images: tuple = ()
 
 
 @dataclass(frozen=True)
@@ -163,6 +164,7 @@ class FakeEngine:
             tokens_mean=total / self.info.n_layer,
             kept=kept,
             grids=[(4, 4)] * n_images,
+            grid_images=list(range(n_images)),
             thresholds=[(0.5, 0.75, 0.125 * k) for k in range(len(atp))],
             kept_spatial=[alive[::2] for alive in kept] if atp else [],
         )

@@ -42,11 +42,15 @@ def cli(capsys):
 
 @pytest.fixture
 def fake_engine(monkeypatch):
-    """`fake_engine(**steer)` puts a FakeEngine class in the place of the real engine."""
+    """`fake_engine(**steer)` puts a FakeEngine class in the place of the real engine.
 
-    def put(**steer):
+    `spec` is the ImageSpec of its projector.
+    """
+
+    def put(spec=None, **steer):
         engine = FakeEngine.fresh(**steer)
         monkeypatch.setattr(captioner, "Engine", engine)
+        monkeypatch.setattr(captioner, "image_spec_of", lambda mmproj: spec)
         return engine
 
     return put

@@ -8,6 +8,8 @@ from atp_cpp import CutSpec, SamplingConfig
 from atp_cpp.cli import main
 from atp_cpp.errors import AtpError
 from atp_cpp.explain import PANEL_SIDE, dimmed, kept_mask, render
+from atp_cpp.preprocess import Box
+from atp_cpp.views import View
 from fake_engine import FakeReport
 
 pytest_plugins = ("fixtures_python",)
@@ -103,6 +105,44 @@ def test_more_than_four_panels_go_on_in_the_next_line():
     three = render(bright(40, 40), report([[0]] * 3), plan[:3])
     assert five.width == three.width
     assert five.height > 1.9 * three.height
+
+
+def test_what_a_crop_left_out_is_dark():
+    view = View(0, "", Box(0, 20, 20, 40), 4)  # the middle third of 20 x 60 pixels
+    pixels = bright(20, 60)
+    out = is_kept(dimmed(pixels, np.ones((4, 4), bool), box=view.box))
+    assert out[:, 20:40].all()
+    assert not out[:, :20].any()
+    assert not out[:, 40:].any()
+    half = np.zeros((4, 4), bool)
+    half[2:, :1] = True
+    out = is_kept(dimmed(pixels, half, half, box=view.box))
+    assert not out.any(), "what is tinted is not as it was"
+    blue = dimmed(pixels, half, half, box=view.box)[..., 2] > BRIGHT
+    assert np.argwhere(blue.any(axis=1)).ravel().tolist() == list(range(10, 20))
+    assert np.argwhere(blue.any(axis=0)).ravel().tolist() == list(range(20, 25))
+
+
+def test_an_image_in_tiles_has_two_panels_a_cut():
+    grids = [(4, 4), (4, 9), (4, 4), (1, 1)]
+    views = (
+        View(0, "overview", Box(0, 0, 40, 80), 4),
+        View(0, "tiles", Box(0, 0, 40, 80), 8),
+        View(1, "", Box(0, 0, 40, 80), 4),
+        View(1, "", None, 0),
+    )
+    line_ends = [16 + 9 * row + 8 for row in range(4)]
+    what = report([[*range(16), *line_ends, 52, 68]], grids=grids)
+    plan = [CutSpec(1, "grid", 0.5)]
+    drawn = np.asarray(render(bright(40, 80), what, plan, views=views))
+    panels = [part[:, :, 0] == BRIGHT for part in np.array_split(drawn, 3, axis=1)]
+    shares = [part.mean() for part in panels]
+    assert shares[1] > 0.9 * shares[0], "the overview is whole"
+    assert shares[2] < 0.1, "of the tiles only the ends of lines live, which show nothing"
+    second = render(bright(40, 80), what, plan, image_index=1, views=views)
+    assert second.width < 0.8 * drawn.shape[1], "no panel for the end behind an overview"
+    with pytest.raises(AtpError, match="the prompt had 2 images; there is no image 2"):
+        render(bright(40, 80), what, plan, image_index=2, views=views)
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,18 @@ from atp_cpp.config import (
     uses_atp,
 )
 from atp_cpp.errors import AtpError, ImageError, ModelError, PlanError
-from atp_cpp.images import ImageSource, load_image
+from atp_cpp.gguf_header import read_header
+from atp_cpp.image_spec import ImageSpec
+from atp_cpp.images import ImageSource, Pixels, load_image
+from atp_cpp.preprocess import prepare
 from atp_cpp.prompts import DEFAULT_PROMPT, ChatPrompt
+from atp_cpp.views import View, as_tiles, views_of
 
 DEMO_DIR = Path(__file__).with_name("demo")
 DEMO_MODEL = "atp-demo.gguf"
 DEMO_MMPROJ = "mmproj-atp-demo.gguf"
 DEMO_ATP = "atp-atp-demo-f32.gguf"
+_NEWLINES = {"v.image_newline", "model.image_newline"}  # the second in older files
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +49,8 @@ class Caption:
         finish_reason: "stop" (the model ended it), "length" (n_predict reached) or "cancelled".
         report: counts, times and bytes; see ``atp_cpp._core.Report``.
         plan: the cuts that were made, as layer counts.
-        t_load: ms to open the images.
+        t_load: ms to open the images, and to prepare them if the projector's file says how.
+        views: what each grid of the report shows of its image; empty where libmtmd prepared it.
     """
 
     text: str
@@ -52,6 +58,7 @@ class Caption:
     report: Report
     plan: tuple[CutSpec, ...]
     t_load: float
+    views: tuple[View, ...] = ()
 
 
 class Captioner:
@@ -127,6 +134,7 @@ class Captioner:
                 raise ModelError(
                     f"{self.mmproj}: holds no vision encoder; give the mmproj file of {self.model}"
                 )
+            self._image_spec = image_spec_of(self.mmproj)
             self._plan = self.settle_plan(plan)
             self._prompt = ChatPrompt(
                 self._info.chat_template,
@@ -154,6 +162,11 @@ class Captioner:
     def info(self) -> ModelInfo:
         """What the model is; stays readable after close()."""
         return self._info
+
+    @property
+    def image_spec(self) -> ImageSpec | None:
+        """How images are prepared, if the projector's file says so; None: libmtmd decides."""
+        return self._image_spec
 
     @property
     def plan(self) -> tuple[CutSpec, ...]:
@@ -203,7 +216,7 @@ class Captioner:
 
     def caption_pixels(
         self,
-        pixels: Sequence[np.typing.NDArray[np.uint8]],
+        pixels: Sequence[Pixels],
         prompt: str,
         *,
         plan: Sequence[CutSpec],
@@ -223,6 +236,9 @@ class Captioner:
         """
         draw = sampling or SamplingConfig()
         text = self._prompt.render(prompt, len(pixels))
+        spec, started = self._image_spec, time.perf_counter()
+        prepared = [prepare(image, spec, n_images=len(pixels)) for image in pixels] if spec else []
+        t_load += 1000 * (time.perf_counter() - started)
         with self._lock:
             if self._engine is None:
                 raise AtpError("this Captioner is closed; make a new one")
@@ -232,7 +248,7 @@ class Captioner:
                 cuts = resolve(plan, self._info.n_layer, self._info.legal_cuts)
             result = self._engine.generate(
                 text,
-                pixels,
+                [as_tiles(image, spec) for image in prepared] if spec else pixels,
                 plan=cuts,
                 n_predict=draw.n_predict,
                 temp=draw.temp,
@@ -249,6 +265,7 @@ class Captioner:
             report=result.report,
             plan=tuple(plan),
             t_load=t_load,
+            views=views_of(prepared, spec, result.report) if spec else (),
         )
 
     def settle_plan(self, plan: Sequence[CutSpec]) -> tuple[CutSpec, ...]:
@@ -295,6 +312,33 @@ def model_files(
             "give its mmproj file too"
         )
     return Path(model), Path(mmproj)
+
+
+def image_spec_of(mmproj: Path) -> ImageSpec | None:
+    """How a projector's images are prepared; None if its file leaves that to libmtmd.
+
+    Raises:
+        ModelError: a file that says so and cannot be meant.
+    """
+    header = read_header(mmproj)
+    try:
+        spec = ImageSpec.from_metadata(header.metadata)
+    except ValueError as error:
+        raise ModelError(f"{mmproj}: {error}") from None
+    if spec is None:
+        return None
+    side = header.metadata.get("clip.vision.image_size")
+    if side != spec.side:
+        raise ModelError(
+            f"{mmproj}: its images are prepared as squares of {spec.side} pixels and encoded as "
+            f"squares of {side}; convert the model again"
+        )
+    if spec.pinpoints and not _NEWLINES & header.tensors.keys():
+        raise ModelError(
+            f"{mmproj}: its images are cut into tiles, and it has no v.image_newline, which ends "
+            "their lines; convert the model again"
+        )
+    return spec
 
 
 def atp_file(

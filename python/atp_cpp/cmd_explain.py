@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
                 "--policy, or a sidecar with --atp"
             )
         caption = captioner.caption(pixels, args.prompt, sampling=sampling)
-    write_picture(render(pixels, caption.report, caption.plan), out)
+    write_picture(render(pixels, caption.report, caption.plan, views=caption.views), out)
     output.result(caption.text)
     output.note(cost_line(caption))
     output.note(f"wrote {out}")

@@ -12,6 +12,8 @@ from atp_cpp._core import Report
 from atp_cpp.config import CutSpec
 from atp_cpp.errors import AtpError
 from atp_cpp.images import Pixels
+from atp_cpp.preprocess import Box
+from atp_cpp.views import View
 
 PANEL_SIDE = 448  # px, longer side of each copy
 _GAP = 12  # px between copies
@@ -25,7 +27,12 @@ _INK = (32, 32, 32)
 
 
 def render(
-    pixels: Pixels, report: Report, plan: Sequence[CutSpec], *, image_index: int = 0
+    pixels: Pixels,
+    report: Report,
+    plan: Sequence[CutSpec],
+    *,
+    image_index: int = 0,
+    views: Sequence[View] = (),
 ) -> Image.Image:
     """Draws what each cut kept of one image.
 
@@ -34,88 +41,140 @@ def render(
         report: of the caption.
         plan: the cuts of the caption, as many as ``report.kept``.
         image_index: which image of the prompt.
+        views: of the caption; empty if libmtmd prepared the image.
 
     Returns:
-        RGB picture: the image itself, then one panel per cut with its label, four in a line. What
-        policy atp kept for its place on the grid alone, and not for its attention, is blue.
+        RGB picture: the image itself, then one panel per cut with its label, four in a line; two
+        per cut, the overview's and the tiles', for an image that was cut into tiles. What policy
+        atp kept for its place on the grid alone, and not for its attention, is blue. What the model
+        was not shown is as dark as what was dropped.
 
     Raises:
         AtpError: no such image in the report, or counts that do not fit together.
     """
     if len(plan) != len(report.kept):
         raise AtpError(f"expected {len(report.kept)} cuts as in the report, got {len(plan)}")
-    n_tokens = int(np.prod(_grid(report, image_index)))
+    mine = _grids_of(report, image_index, views)
+    n_tokens = sum(int(np.prod(_grid(report, g))) for g in mine)
     small = _scaled(pixels)
     panels = [(small, f"the image: {n_tokens} tokens")]
     for k, cut in enumerate(plan):
-        mask = kept_mask(report, k, image_index)
-        by_grid = spatial_mask(report, k, image_index)
-        label = f"after layer {cut.after}, {cut.policy}: {int(mask.sum())} of {n_tokens}"
-        if by_grid.any():
-            label += f", {int(by_grid.sum())} by the grid (blue)"
-        panels.append((dimmed(small, mask, by_grid), label))
+        for g in mine:
+            view = views[g] if views else None
+            if view is None or view.box is not None:
+                title = f"after layer {cut.after}, {cut.policy}"
+                panels.append(_panel(small, pixels.shape, report, k, g, view, title))
     return sheet(panels)
 
 
-def kept_mask(report: Report, cut_index: int, image_index: int = 0) -> NDArray[np.bool_]:
-    """Which patches of an image are alive after a cut: bool [rows, cols] on its patch grid."""
-    return _cells(report, report.kept[cut_index], image_index)
+def _panel(
+    small: Pixels,
+    shape: tuple[int, ...],
+    report: Report,
+    cut_index: int,
+    grid_index: int,
+    view: View | None,
+    title: str,
+) -> tuple[Pixels, str]:
+    """What a cut kept of one grid, drawn on the image as it is shown, and its label.
+
+    Args:
+        small: uint8 [h, w, 3], the image as it is shown.
+        shape: height and width of the image as it was given, and what follows.
+        report: of the caption.
+        cut_index: which cut.
+        grid_index: which grid of the report.
+        view: what the grid shows; None if libmtmd prepared the image.
+        title: what the label begins with.
+    """
+    mask = kept_mask(report, cut_index, grid_index)
+    by_grid = spatial_mask(report, cut_index, grid_index)
+    name = f", {view.name}" if view and view.name else ""
+    label = f"{title}{name}: {int(mask.sum())} of {mask.size}"
+    if by_grid.any():
+        label += f", {int(by_grid.sum())} by the grid (blue)"
+    if view is None or view.box is None:
+        return dimmed(small, mask, by_grid), label
+    y, x = small.shape[0] / shape[0], small.shape[1] / shape[1]
+    box = Box(y * view.box.top, x * view.box.left, y * view.box.bottom, x * view.box.right)
+    return dimmed(small, mask[:, : view.cols], by_grid[:, : view.cols], box=box), label
 
 
-def spatial_mask(report: Report, cut_index: int, image_index: int = 0) -> NDArray[np.bool_]:
+def kept_mask(report: Report, cut_index: int, grid_index: int = 0) -> NDArray[np.bool_]:
+    """Which patches are alive after a cut: bool [rows, cols] on a patch grid of the report."""
+    return _cells(report, report.kept[cut_index], grid_index)
+
+
+def spatial_mask(report: Report, cut_index: int, grid_index: int = 0) -> NDArray[np.bool_]:
     """Which of them ATP's spatial rule alone kept: bool [rows, cols], all False elsewhere."""
     alone = report.kept_spatial[cut_index] if cut_index < len(report.kept_spatial) else []
-    return _cells(report, alone, image_index)
+    return _cells(report, alone, grid_index)
 
 
-def _cells(report: Report, indices: Sequence[int], image_index: int) -> NDArray[np.bool_]:
-    rows, cols = _grid(report, image_index)
-    first = sum(r * c for r, c in report.grids[:image_index])
+def _cells(report: Report, indices: Sequence[int], grid_index: int) -> NDArray[np.bool_]:
+    rows, cols = _grid(report, grid_index)
+    first = sum(r * c for r, c in report.grids[:grid_index])
     marked = np.zeros(report.n_image_tokens, dtype=np.bool_)
     marked[np.asarray(indices, dtype=np.int64)] = True
     return marked[first : first + rows * cols].reshape(rows, cols)
 
 
 def dimmed(
-    pixels: Pixels, mask: NDArray[np.bool_], tinted: NDArray[np.bool_] | None = None
+    pixels: Pixels,
+    mask: NDArray[np.bool_],
+    tinted: NDArray[np.bool_] | None = None,
+    *,
+    box: Box | None = None,
 ) -> Pixels:
     """The image with dropped patches dark and grey.
 
-    A grid of another shape than the image's means that the encoder padded it: the image stands in
-    the middle of the grid, as libmtmd puts it there.
+    Without a box, a grid of another shape than the image's means that the encoder padded it: the
+    image stands in the middle of the grid, as libmtmd puts it there.
 
     Args:
         pixels: uint8 [h, w, 3].
         mask: bool [rows, cols], True where a patch is kept.
         tinted: bool [rows, cols], True where a kept patch is to be blue.
+        box: what the grid shows, in pixels of `pixels`; what is outside is dark, too.
     """
     height, width = pixels.shape[:2]
     rows, cols = mask.shape
-    scale = min(cols / width, rows / height)  # patches per pixel
-    x = ((np.arange(width) + 0.5) * scale + (cols - width * scale) / 2).astype(np.int64)
-    y = ((np.arange(height) + 0.5) * scale + (rows - height * scale) / 2).astype(np.int64)
-    patch = np.clip(y, 0, rows - 1)[:, None], np.clip(x, 0, cols - 1)[None, :]
-    alive = mask[patch]
+    if box is None:
+        side = max(width / cols, height / rows)  # pixels per patch
+        top, left = (height - rows * side) / 2, (width - cols * side) / 2
+        box = Box(top, left, top + rows * side, left + cols * side)
+    x = np.floor((np.arange(width) + 0.5 - box.left) * cols / (box.right - box.left))
+    y = np.floor((np.arange(height) + 0.5 - box.top) * rows / (box.bottom - box.top))
+    seen = ((y >= 0) & (y < rows))[:, None] & ((x >= 0) & (x < cols))[None, :]
+    row = np.clip(y, 0, rows - 1).astype(np.int64)
+    col = np.clip(x, 0, cols - 1).astype(np.int64)
+    patch = row[:, None], col[None, :]
+    alive = mask[patch] & seen
     if tinted is not None:
         blue = np.rint((1 - _TINT_SHARE) * pixels + _TINT_SHARE * np.array(_TINT)).astype(np.uint8)
-        pixels = np.where(tinted[patch][..., None], blue, pixels)
+        pixels = np.where((tinted[patch] & seen)[..., None], blue, pixels)
     grey = pixels @ np.array([0.299, 0.587, 0.114])
     dark = np.rint(_DIM * grey).astype(np.uint8)
     return np.where(alive[..., None], pixels, dark[..., None])
 
 
-def _grid(report: Report, image_index: int) -> tuple[int, int]:
-    if not 0 <= image_index < len(report.grids):
-        raise AtpError(
-            f"the prompt had {len(report.grids)} images; there is no image {image_index}"
-        )
+def _grids_of(report: Report, image_index: int, views: Sequence[View]) -> list[int]:
+    """Which grids of the report an image has."""
+    images = [view.image for view in views] or list(range(len(report.grids)))
+    if image_index not in images:
+        n_images = len(set(images))
+        raise AtpError(f"the prompt had {n_images} images; there is no image {image_index}")
+    return [grid for grid, image in enumerate(images) if image == image_index]
+
+
+def _grid(report: Report, grid_index: int) -> tuple[int, int]:
     n_cells = sum(rows * cols for rows, cols in report.grids)
     if n_cells != report.n_image_tokens:
         raise AtpError(
             f"this model's {report.n_image_tokens} image tokens are not {n_cells} cells of a grid; "
             "there is no picture of them"
         )
-    return report.grids[image_index]
+    return report.grids[grid_index]
 
 
 def _scaled(pixels: Pixels) -> Pixels:
