@@ -60,15 +60,20 @@ def write_tiny_llava(folder, *, seed=0, dtype="float32"):
             elif "norm" in name and name.endswith("weight"):
                 parameter.uniform_(0.5, 1.5)
     model.to(getattr(torch, dtype)).save_pretrained(folder)
+    copy_processor(folder, 14 * SIDE)
+    return folder
+
+
+def copy_processor(folder, side):
+    """The demo's tokenizer, and CLIP's way to prepare images of `side` x `side` pixels."""
     for path in DEMO_HF.iterdir():
         if path.name.startswith(("token", "chat", "pre", "processor")):
             shutil.copy(path, folder)
-    size = {"height": 14 * SIDE, "width": 14 * SIDE}
+    size = {"height": side, "width": side}
     for name in ("preprocessor_config.json", "processor_config.json"):
         content = json.loads((folder / name).read_text())
         image = content.get("image_processor", content)
-        image.update(crop_size=size, size={"shortest_edge": 14 * SIDE})
+        image.update(crop_size=size, size={"shortest_edge": side})
         if name.startswith("processor"):
             content.update(num_additional_image_tokens=1, vision_feature_select_strategy="default")
         (folder / name).write_text(json.dumps(content))
-    return folder
