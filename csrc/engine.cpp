@@ -20,6 +20,12 @@ std::string token_text(const Model & model, int32_t token) {
     return text ? text : "";
 }
 
+// "" for a byte-level BPE whose file names none: llama.cpp then answers with GPT-2's id
+std::string end_token(const Model & model, const std::string & which, int32_t token) {
+    const bool named = !model.meta("tokenizer.ggml." + which + "_token_id").empty();
+    return named || llama_vocab_type(model.vocab()) != LLAMA_VOCAB_TYPE_BPE ? token_text(model, token) : "";
+}
+
 // ends `text` before the first stop string; true when there was one
 bool cut_at_stop(const std::vector<std::string> & stop, std::string & text) {
     size_t end = std::string::npos;
@@ -72,9 +78,10 @@ void Engine::fill_info(bool with_self_test) {
     info_.arch = model_.arch();
     info_.name = model_.meta("general.name");
     info_.chat_template = model_.chat_template();
-    info_.bos = token_text(model_, llama_vocab_bos(model_.vocab()));
-    info_.eos = token_text(model_, llama_vocab_eos(model_.vocab()));
+    info_.bos = end_token(model_, "bos", llama_vocab_bos(model_.vocab()));
+    info_.eos = end_token(model_, "eos", llama_vocab_eos(model_.vocab()));
     info_.add_bos = llama_vocab_get_add_bos(model_.vocab());
+    info_.nfc = model_.meta("atp.tokenizer.nfc") == "true";
     info_.media_marker = Vision::media_marker();
     info_.n_layer = model_.n_layer();
     info_.n_embd = model_.n_embd();

@@ -26,6 +26,7 @@ class FakeInfo:
     bos: str = "<s>"
     eos: str = "</s>"
     add_bos: bool = True
+    nfc: bool = False
     media_marker: str = "<__media__>"
     legal_cuts: tuple = (1, 2, 3, 4, 5, 6, 7)
     atp_cuts: tuple = ()

@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from atp_cpp.convert import spm_json
 from atp_cpp.convert.pre_tokenizer import FORMS, detect_pre, needs_nfc
+from atp_cpp.convert.vocabulary import prefix_scheme
 from hard_texts import HARD_TEXTS
 from tiny_tokenizer_kinds import PRE_TOKENIZERS, SPLIT_LLAMA3, SPLIT_QWEN2, split
 
@@ -146,3 +148,58 @@ def test_llama_cpp_cuts_as_hugging_face_does(form, tmp_path):
     ]
     assert not wrong
     engine.close()
+
+
+def sentencepiece(merges, **added):
+    pieces = ["<unk>", "<s>", "<0x0A>", "a", "b", "ab", "abb", "bb"]
+    signs = [{"id": 1, "content": "<s>", "special": True}, *added.values()]
+    model = {"type": "BPE", "byte_fallback": True, "unk_token": "<unk>", "merges": merges}
+    model["vocab"] = {piece: i for i, piece in enumerate(pieces)}
+    return {"model": model, "added_tokens": signs}
+
+
+MERGES = [["a", "b"], ["ab", "b"], ["a", "bb"], ["b", "b"]]
+
+
+def test_scores_are_the_merges_in_their_order():
+    spaces = {"id": 9, "content": "▁▁", "special": False}
+    image = {"id": 8, "content": "<image>", "special": True}
+    content = sentencepiece(MERGES, image=image, spaces=spaces)
+    assert spm_json.is_sentencepiece(content)
+    words = spm_json.vocabulary(content, 11)
+    assert words.tokens[:3] == ["<unk>", "<s>", "<0x0A>"]
+    assert words.tokens[8:] == ["<image>", "  ", "[PAD10]"]
+    assert words.scores[5:8] == [0.0, -1.0, -2.0]
+    assert max(words.scores[3:5]) < -2.0, "single characters are never joined"
+    assert words.types == [2, 3, 6, 1, 1, 1, 1, 1, 3, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "merges",
+    [
+        pytest.param(MERGES[:2] + MERGES[3:], id="one way to join missing"),
+        pytest.param([MERGES[1], MERGES[0], *MERGES[2:]], id="in between another token's"),
+    ],
+)
+def test_merges_that_no_scores_express_are_refused(merges):
+    with pytest.raises(NotImplementedError, match=r"merges are not SentencePiece's.*get that file"):
+        spm_json.vocabulary(sentencepiece(merges), 8)
+
+
+def test_more_tokens_than_rows_are_refused():
+    with pytest.raises(NotImplementedError, match="token 7, the model 7 rows only"):
+        spm_json.vocabulary(sentencepiece(MERGES), 7)
+
+
+@pytest.mark.parametrize(
+    ("content", "scheme"),
+    [
+        ({"normalizer": {"type": "Prepend", "prepend": "▁"}}, "every"),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "first"}}, "first"),
+        ({"pre_tokenizer": sequence({"type": "Metaspace"})}, "always"),
+        ({"pre_tokenizer": {"type": "Metaspace", "prepend_scheme": "never"}}, "never"),
+        ({"normalizer": {"type": "Replace"}, "pre_tokenizer": None}, "never"),
+    ],
+)
+def test_where_a_space_is_put_in_front(content, scheme):
+    assert prefix_scheme(content) == scheme

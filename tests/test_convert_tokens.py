@@ -1,10 +1,22 @@
 """The tokens of converted files are those of Hugging Face's tokenizers and processors."""
 
 import json
+import subprocess
+import sys
+import unicodedata
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 
 import tiny_tokenizers
+from atp_cpp import _core
+from atp_cpp.convert.vocabulary import NFC_KEY, chat_template
+from atp_cpp.convert.worker import Job
+from atp_cpp.gguf_header import read_header
+from atp_cpp.prompts import ChatPrompt
+from hard_texts import HARD_TEXTS
+from tiny_llava_kinds import write_llava
 
 pytestmark = pytest.mark.torch
 
@@ -57,3 +69,170 @@ def test_both_files_of_a_sentencepiece_tokenizer_agree(kind, tmp_path):
     tokenizer = load(tmp_path, kind)
     for text in tiny_tokenizers.CORPUS:
         assert tokenizer.encode(text, add_special_tokens=False) == model.encode(text), text
+
+
+# one process for all conversions: starting it takes longer than they do
+_CONVERT = """
+import json, sys
+from atp_cpp.convert import worker
+worker.import_upstream()
+for line in sys.stdin:
+    worker.run_job(worker.Job(**json.loads(line)), lambda event: None)
+"""
+CASES = {
+    "llama": ("llama", {}),
+    "llama, tokenizer.json alone": ("llama", {"sentencepiece": False}),
+    "llama, a space in front of the whole text": ("llama", {"prefix": "first"}),
+    "llama, likewise, tokenizer.json alone": ("llama", {"prefix": "first", "sentencepiece": False}),
+    "llama, no space in front": ("llama", {"prefix": "never"}),
+    "llama, added tokens in tokenizer.json alone": ("llama", {"added_table": False}),
+    "llama, no beginning": ("llama", {"bos": False}),
+    "mistral": ("mistral", {}),
+    "llama3": ("llama3", {}),
+    "qwen2": ("qwen2_llava", {}),
+    "smollm": ("smolvlm", {}),
+    "gemma": ("gemma", {}),
+    "gemma, tokenizer.json alone": ("gemma", {"sentencepiece": False}),
+}
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """{case: (checkpoint, text model, projector)}."""
+    root = tmp_path_factory.mktemp("tokens")
+    made, jobs = {}, []
+    for i, (case, (kind, options)) in enumerate(CASES.items()):
+        folder, text, mmproj = root / f"hf-{i}", root / f"text-{i}.gguf", root / f"mmproj-{i}.gguf"
+        write_llava(folder, kind, **options)
+        made[case] = folder, text, mmproj
+        job = Job(
+            folder=str(folder),
+            name=kind,
+            text_out=str(text),
+            text_type="f32",
+            stored_type="f16",
+            mmproj_out=str(mmproj),
+            mmproj_type="f32",
+        )
+        jobs.append(json.dumps(asdict(job)))
+    done = subprocess.run(
+        [sys.executable, "-c", _CONVERT], input="\n".join(jobs), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return made
+
+
+def open_engine(text, mmproj=""):
+    return _core.Engine(str(text), str(mmproj), n_gpu_layers=0, n_ctx=512, self_test=False)
+
+
+def as_prompted(text, info, *, first):
+    """What ChatPrompt does to a text before the engine gets it."""
+    if first and text and not text.startswith((" ", "<")):
+        text = " " + text
+    return unicodedata.normalize("NFC", text) if info.nfc else text
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_text_has_the_same_tokens(case, converted):
+    from transformers import AutoTokenizer
+
+    folder, text, _ = converted[case]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    engine = open_engine(text)
+    assert engine.info.nfc == (case == "qwen2")
+    first = CASES[case][1].get("prefix") == "first"
+    # of Gemma's tokens of several spaces, "▁▁", llama.cpp has the spaces: a typed "▁" differs
+    signs = [sign for sign in tokenizer.get_added_vocab() if "▁" not in sign]
+    texts = [*HARD_TEXTS, *(f"a {sign} b{sign}\nc" for sign in signs)]
+    if first:  # text that begins with a sign is another matter: the next test's
+        texts = [text for text in texts if not text.startswith("<")]
+    wrong = [
+        sentence
+        for sentence in texts
+        if tokenizer(sentence).input_ids
+        != engine.encode(as_prompted(sentence, engine.info, first=first), []).tokens
+    ]
+    assert len(texts) > 370 and not wrong
+    engine.close()
+
+
+QUESTIONS = (
+    "What is it?",
+    "Is it red?\nAnswer yes or no.",
+    "two  spaces,   three",
+    "Größe 12345? nai\u0308ve 你好 🙂",
+    "don't </s> stop",
+)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("gemma")])
+@pytest.mark.parametrize("n_images", [1, 2])
+def test_every_prompt_has_the_tokens_of_the_processor(case, n_images, converted):
+    from transformers import AutoProcessor
+
+    folder, text, mmproj = converted[case]
+    processor = AutoProcessor.from_pretrained(folder)
+    engine = open_engine(text, mmproj)
+    info = engine.info
+    chat = ChatPrompt(
+        info.chat_template,
+        bos=info.bos,
+        eos=info.eos,
+        add_bos=info.add_bos,
+        marker=info.media_marker,
+        nfc=info.nfc,
+    )
+    picture = np.random.default_rng(1).integers(0, 256, (28, 28, 3), dtype=np.uint8)
+    for question in QUESTIONS:
+        parts = [{"type": "image", "image": picture.transpose(2, 0, 1)}] * n_images
+        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}]
+        [ids] = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True
+        ).input_ids
+        expected = [-1 if i == processor.image_token_id else i for i in ids]
+        assert expected.count(-1) == 4 * n_images
+        tokens = engine.encode(chat.render(question, n_images), [picture] * n_images).tokens
+        assert tokens == expected, question
+    engine.close()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_ends_rows_and_template_are_the_checkpoints(case, converted):
+    from transformers import AutoTokenizer
+
+    folder, text, _ = converted[case]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    engine, keys = open_engine(text), read_header(text).metadata
+    assert engine.info.bos == (tokenizer.bos_token or "")
+    assert engine.info.eos == tokenizer.eos_token
+    assert keys["tokenizer.ggml.padding_token_id"] == tokenizer.pad_token_id
+    assert keys["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
+    assert engine.info.n_vocab == len(tokenizer) + 3, "rows beyond the tokens stay"
+    assert (NFC_KEY in keys) == (case == "qwen2")
+    template = chat_template(folder)
+    first = CASES[case][1].get("prefix") == "first"
+    assert engine.info.chat_template == ("{{ ' ' }}" if first else "") + template
+    engine.close()
+
+
+def test_which_file_holds_the_template(tmp_path):
+    from transformers import AutoProcessor
+
+    write_llava(tmp_path, "llama")
+    (tmp_path / "chat_template.jinja").unlink()
+    assert chat_template(tmp_path) is None
+    settings = tmp_path / "tokenizer_config.json"
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "chat_template": "T"}))
+    assert chat_template(tmp_path) is None, "the tokenizer's, not the processor's"
+    for name, content in (
+        ("chat_template.jinja", "from jinja"),
+        ("chat_template.json", json.dumps({"chat_template": "from json"})),
+    ):
+        (tmp_path / name).write_text(content)
+        processor = AutoProcessor.from_pretrained(tmp_path)
+        assert chat_template(tmp_path) == processor.chat_template
+    path = tmp_path / "processor_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "from config"}))
+    processor = AutoProcessor.from_pretrained(tmp_path)
+    assert chat_template(tmp_path) == processor.chat_template == "from config"

@@ -149,6 +149,10 @@ def test_three_images(template, expected):
     ],
 )
 def test_always_one_marker_per_image_and_the_question_unchanged(template, n_images, question):
+    if template == LLAVA_HF:  # its own sign for an image; see below
+        question = question.replace("<image>", "<img>")
+    elif template == QWEN2_VL:
+        question = question.replace("<|", "<").replace("|>", ">")
     out = render(template, n_images, question)
     assert out.count(M) == n_images
     assert question in out
@@ -205,3 +209,22 @@ def test_templates_that_fail(template, says):
     with pytest.raises(ModelError, match=says) as caught:
         render(template)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("template", "sign"),
+    [(LLAVA_HF, "<image>"), (QWEN2_VL, "<|image_pad|>"), (QWEN2_VL, "<|vision_start|>")],
+)
+def test_the_models_sign_for_an_image_in_the_question_is_refused(template, sign):
+    with pytest.raises(AtpError, match="the model's own sign for an image; leave it out"):
+        render(template, question=f"What is {sign}?")
+    other = "<image>" if template is QWEN2_VL else "<|image_pad|>"
+    assert other in render(template, question=f"What is {other}?"), "another model's, mere text"
+
+
+@pytest.mark.parametrize("nfc", [True, False])
+def test_prompts_are_composed_where_the_tokeniser_would(nfc):
+    chat = ChatPrompt(LLAVA_HF, bos="<s>", eos="</s>", add_bos=True, marker=M, nfc=nfc)
+    word = "nai\u0308ve"
+    composed = "na\u00efve" if nfc else word
+    assert chat.render(word, 1) == f"USER: {M}\n{composed} ASSISTANT:"

@@ -27,7 +27,7 @@ _LLAMA3 = (
     "<image>",
     "<pad>",
 )
-GEMMA_SPACES = ("\n\n", "▁▁", "▁▁▁", "▁▁▁▁")
+GEMMA_SPACES = ("\n\n", *("▁" * n for n in range(2, 9)))
 GEMMA_SIGNS = ("<mask>", "<start_of_turn>", "<end_of_turn>", "<start_of_image>")
 SMOL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _SMOLVLM = (

@@ -45,7 +45,9 @@ class TinyTokenizer:
 KINDS = tuple(kinds.KINDS)
 
 
-def write_tokenizer(folder, kind, *, sentencepiece=True, prefix="every"):
+def write_tokenizer(
+    folder, kind, *, sentencepiece=True, prefix="every", added_table=True, bos=True
+):
     """Writes the files of one tokenizer.
 
     Args:
@@ -55,6 +57,8 @@ def write_tokenizer(folder, kind, *, sentencepiece=True, prefix="every"):
             written, where the kind has them; checkpoints that transformers 5 saved have neither.
         prefix: llama and mistral only: "every" puts a space in front of every stretch of text (the
             tokenizers' "legacy" form), "first" only in front of the whole text, "never" nowhere.
+        added_table: whether tokenizer_config.json lists the added tokens.
+        bos: llama and mistral only: false overrides what tokenizer.json puts in front of text.
 
     Returns:
         The TinyTokenizer.
@@ -72,7 +76,9 @@ def write_tokenizer(folder, kind, *, sentencepiece=True, prefix="every"):
     added = _add_tokens(content, made, pieces if made.form in ("llama", "gemma") else ())
     _write(folder / "tokenizer.json", content)
     config = _config(made, prefix)
-    if sentencepiece:
+    if not bos:
+        config["add_bos_token"] = False
+    if sentencepiece and added_table:
         config["added_tokens_decoder"] = added
     _write(folder / "tokenizer_config.json", config)
     ends = {"bos": made.bos, "eos": made.eos, "pad": made.pad, "unk": made.unk}
@@ -155,7 +161,7 @@ def _merges(pieces):
         for at in range(1, len(piece)) if ordinary else ():
             left, right = piece[:at], piece[at:]
             if left in usable and right in usable:
-                merges.append((-score, ids[left], ids[right], [left, right]))
+                merges.append((-score, ids[piece], ids[left], ids[right], [left, right]))
     return [pair for *_, pair in sorted(merges)]
 
 

@@ -169,6 +169,7 @@ void register_info(py::module_ & m) {
         .def_readonly("eos", &ModelInfo::eos)
         .def_readonly("media_marker", &ModelInfo::media_marker)
         .def_readonly("add_bos", &ModelInfo::add_bos)
+        .def_readonly("nfc", &ModelInfo::nfc)
         .def_readonly("n_layer", &ModelInfo::n_layer)
         .def_readonly("n_embd", &ModelInfo::n_embd)
         .def_readonly("n_vocab", &ModelInfo::n_vocab)

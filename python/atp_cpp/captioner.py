@@ -141,6 +141,7 @@ class Captioner:
                 bos=self._info.bos,
                 eos=self._info.eos,
                 add_bos=self._info.add_bos,
+                nfc=self._info.nfc,
                 marker=self._info.media_marker,
             )
         except BaseException:

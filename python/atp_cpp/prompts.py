@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+import unicodedata
 from collections.abc import Callable
 from datetime import datetime
 from itertools import pairwise
@@ -30,13 +32,18 @@ DEFAULT_PROMPT = "Describe the image."
 # stands for the question while a template is taken apart; no template writes such characters
 _TEXT = "\x02question\x03"
 
+# <image>, <|image_pad|>, [IMG]
+_TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
+
 _log = logging.getLogger(__name__)
 
 
 class ChatPrompt:
     """Renders prompts for one model."""
 
-    def __init__(self, template: str, *, bos: str, eos: str, add_bos: bool, marker: str) -> None:
+    def __init__(
+        self, template: str, *, bos: str, eos: str, add_bos: bool, marker: str, nfc: bool = False
+    ) -> None:
         """Compiles the template.
 
         Args:
@@ -47,6 +54,7 @@ class ChatPrompt:
             add_bos: whether the tokeniser puts that token in front by itself; then the template's
                 own is taken off, so that there are not two.
             marker: the engine's media marker.
+            nfc: whether prompts are composed (Unicode's NFC), as the model's own tokeniser would.
 
         Raises:
             ModelError: the template is not valid Jinja.
@@ -55,6 +63,9 @@ class ChatPrompt:
         self._eos = eos
         self._add_bos = add_bos
         self._marker = marker
+        self._nfc = nfc
+        # tags that the template writes for an image: tokens that no text may hold
+        self._signs: set[str] = set()
         # number of images -> prompt with _TEXT in place of the question
         self._frames: dict[int, str] = {}
         self._template: jinja2.Template | None = None
@@ -82,17 +93,19 @@ class ChatPrompt:
             Text with exactly ``n_images`` media markers.
 
         Raises:
-            AtpError: the question holds the media marker itself.
+            AtpError: the question holds the media marker, or what the model has in its place.
             ModelError: the template cannot be rendered.
         """
-        if self._marker in question:
-            raise AtpError(
-                f"the prompt holds {self._marker!r}, the engine's own sign for an image; "
-                "leave it out, images are placed before the text"
-            )
         if n_images not in self._frames:
             self._frames[n_images] = self._frame(n_images)
-        return self._frames[n_images].replace(_TEXT, question.strip())
+        for sign, whose in ((self._marker, "engine"), *((s, "model") for s in sorted(self._signs))):
+            if sign in question:
+                raise AtpError(
+                    f"the prompt holds {sign!r}, the {whose}'s own sign for an image; "
+                    "leave it out, images are placed before the text"
+                )
+        prompt = self._frames[n_images].replace(_TEXT, question.strip())
+        return unicodedata.normalize("NFC", prompt) if self._nfc else prompt
 
     def _frame(self, n_images: int) -> str:
         if self._template is None:
@@ -139,6 +152,7 @@ class ChatPrompt:
             at = frame.find(sign, cursor) if sign else -1
             if at < 0:
                 return None
+            self._signs.update(_TAG.findall(sign))
             frame = frame[:at] + self._marker + frame[at + len(sign) :]
             cursor = at + len(self._marker)
         return frame

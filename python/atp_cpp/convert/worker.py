@@ -21,7 +21,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,11 +125,13 @@ def text_model(job: Job, config: dict[str, Any]) -> ModelBase:
     from conversion import get_model_architecture, get_model_class
     from conversion.base import ModelType
 
+    from atp_cpp.convert.vocabulary import exact
+
     hparams = deepcopy(config)
     if is_llava(hparams):
         hparams["text_config"]["architectures"] = [_text_architecture(hparams["text_config"])]
     upstream = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
-    kind = _with_known_tokenizer(upstream)
+    kind = exact(upstream)
     if job.quantised:
         return _instance(kind, job, hparams, str(job.raw), job.stored_type)
     return _instance(kind, job, hparams, job.text_out, job.text_type)
@@ -198,21 +200,6 @@ def _text_architecture(text_config: dict[str, Any]) -> str:
     if not isinstance(name, str):
         raise ConvertError(f"text_config.model_type is {kind!r}, which transformers does not know")
     return name
-
-
-def _with_known_tokenizer(upstream: type[ModelBase]) -> type[ModelBase]:
-    """The class, with a second way to tell a tokenizer: by its own description."""
-
-    def get_vocab_base_pre(self: Any, tokenizer: Any) -> str:
-        from atp_cpp.convert.pre_tokenizer import detect_pre
-
-        known: str | None = None
-        with suppress(NotImplementedError):
-            known = upstream.get_vocab_base_pre(self, tokenizer)
-        return detect_pre(self.dir_model, known)
-
-    members = {"model_arch": upstream.model_arch, "get_vocab_base_pre": get_vocab_base_pre}
-    return type(upstream.__name__, (upstream,), members)
 
 
 @contextmanager

@@ -1,0 +1,216 @@
+"""What Hugging Face's processor does to a prompt, carried into the text model's file.
+
+Runs in the child process. llama.cpp's converter writes the vocabulary; :func:`exact` mends where
+the tokens of its file would be others than those of the checkpoint's processor:
+
+* byte-level BPE tokenizers whose hash it does not know (:mod:`atp_cpp.convert.pre_tokenizer`);
+* SentencePiece vocabularies without tokenizer.model (:mod:`atp_cpp.convert.spm_json`), or whose
+  added tokens stand in tokenizer.json only;
+* beginning and end of text: what the tokenizer adds, not what its configuration says of it;
+* a space in front of text: in front of all of it, or of its beginning only;
+* the chat template: of the files that may hold one, the one that the processor reads;
+* Unicode's NFC, which some tokenizers apply and llama.cpp never does: key ``NFC_KEY``.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from atp_cpp.convert import spm_json
+from atp_cpp.convert.pre_tokenizer import detect_pre, needs_nfc
+
+if TYPE_CHECKING:
+    from conversion.base import ModelBase
+
+NFC_KEY = "atp.tokenizer.nfc"
+_TEMPLATE_KEY = "tokenizer.chat_template"
+_TOKENS = "tokenizer.ggml."
+
+_log = logging.getLogger(__name__)
+
+
+def exact(upstream: type[ModelBase]) -> type[ModelBase]:
+    """llama.cpp's class for a text model, with the checkpoint's own tokens and template."""
+
+    def get_vocab_base_pre(self: Any, tokenizer: Any) -> str:
+        known: str | None = None
+        with suppress(NotImplementedError):
+            known = upstream.get_vocab_base_pre(self, tokenizer)
+        return detect_pre(self.dir_model, known)
+
+    def set_vocab(self: Any) -> None:
+        content = _json(self.dir_model / "tokenizer.json")
+        if (
+            spm_json.is_sentencepiece(content)
+            and not (self.dir_model / "tokenizer.model").is_file()
+        ):
+            _write_sentencepiece(self, content)
+        else:
+            upstream.set_vocab(self)
+        carry(self.gguf_writer, self.dir_model)
+
+    members = {
+        "model_arch": upstream.model_arch,
+        "get_vocab_base_pre": get_vocab_base_pre,
+        "set_vocab": set_vocab,
+    }
+    return type(upstream.__name__, (upstream,), members)
+
+
+def carry(writer: Any, folder: Path) -> None:
+    """Mends the tokenizer's keys of a file that is about to be written.
+
+    Args:
+        writer: llama.cpp's GGUFWriter, the vocabulary in it.
+        folder: the checkpoint.
+    """
+    tokenizer = _tokenizer(folder)
+    if tokenizer is None:
+        return
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    keys = writer.kv_data[0]
+    sentencepiece = keys[f"{_TOKENS}model"].value == "llama"
+    if sentencepiece:
+        _add_tokens(keys, content)
+    _add_ends(writer, tokenizer)
+    template = chat_template(folder) or _text(tokenizer.chat_template)
+    if sentencepiece:
+        scheme = prefix_scheme(content)
+        _drop(keys, f"{_TOKENS}add_space_prefix")
+        writer.add_add_space_prefix(scheme in ("every", "always"))
+        if scheme == "first" and template and _starts_with_text(tokenizer, template):
+            template = "{{ ' ' }}" + template
+    if template:
+        _drop(keys, _TEMPLATE_KEY)
+        writer.add_chat_template(template)
+    if not sentencepiece and needs_nfc(content):
+        writer.add_bool(NFC_KEY, True)
+
+
+def chat_template(folder: Path) -> str | None:
+    """The chat template that a processor reads, of all files that may hold one.
+
+    transformers 5: processor_config.json, then chat_template.json, then chat_template.jinja. What
+    tokenizer_config.json says is the tokenizer's, not the processor's, and comes last.
+    """
+    legacy = _json(folder / "chat_template.json").get("chat_template")
+    jinja = folder / "chat_template.jinja"
+    return (
+        _text(_json(folder / "processor_config.json").get("chat_template"))
+        or _text(legacy)
+        or (jinja.read_text(encoding="utf-8") if jinja.is_file() else None)
+    )
+
+
+def prefix_scheme(content: dict[str, Any]) -> str:
+    """Where a SentencePiece tokenizer puts a space in front of text.
+
+    Args:
+        content: what is in tokenizer.json.
+
+    Returns:
+        "every": in front of each stretch between special tokens; "always": likewise, unless there
+        is one; "first": in front of the whole text, unless there is one; or "never".
+    """
+    normalizer = content.get("normalizer") or {}
+    for part in normalizer.get("normalizers", [normalizer]):
+        if part.get("type") == "Prepend":
+            return "every"
+    cutter = content.get("pre_tokenizer") or {}
+    for part in cutter.get("pretokenizers", [cutter]):
+        if part.get("type") == "Metaspace":
+            return str(part.get("prepend_scheme", "always"))
+    return "never"
+
+
+def _write_sentencepiece(model: Any, content: dict[str, Any]) -> None:
+    import gguf
+
+    n_tokens = model.find_hparam(["vocab_size"])
+    words = spm_json.vocabulary(content, n_tokens)
+    writer = model.gguf_writer
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(words.tokens)
+    writer.add_token_scores(words.scores)
+    writer.add_token_types(words.types)
+    gguf.SpecialVocab(model.dir_model, n_vocab=n_tokens).add_to_gguf(writer)
+
+
+def _add_tokens(keys: Any, content: dict[str, Any]) -> None:
+    """Added tokens that tokenizer.json alone knows; they are matched before all others."""
+    lists = (keys[f"{_TOKENS}{name}"].value for name in ("tokens", "scores", "token_type"))
+    words = spm_json.Vocabulary(*map(list, lists))
+    unknown = content["model"].get("unk_token")
+    for token in content.get("added_tokens", []):
+        known = token["id"] >= len(words.types) or token["content"] == unknown
+        if not known and words.types[token["id"]] in (spm_json.UNUSED, spm_json.NORMAL):
+            spm_json.put_added(words, token)
+    for name, values in zip(
+        ("tokens", "scores", "token_type"), (words.tokens, words.scores, words.types), strict=True
+    ):
+        keys[f"{_TOKENS}{name}"].value = values
+
+
+def _add_ends(writer: Any, tokenizer: Any) -> None:
+    """Whether the tokenizer puts its first and last token around a text."""
+    ids = tokenizer("").input_ids
+    for name, at in (("bos", 0), ("eos", -1)):
+        end = getattr(tokenizer, f"{name}_token_id")
+        adds = bool(ids) and end is not None and ids[at] == end
+        if name == "eos" and len(ids) == 1 and end == tokenizer.bos_token_id:
+            adds = False  # one token for both: it stands in front
+        _drop(writer.kv_data[0], f"{_TOKENS}add_{name}_token")
+        getattr(writer, f"add_add_{name}_token")(adds)
+
+
+def _starts_with_text(tokenizer: Any, template: str) -> bool:
+    """Whether a prompt begins with words, and not with a special token or a space."""
+    parts = [{"type": "image"}, {"type": "text", "text": "x"}]
+    prompt = ""
+    for content in (parts, "x"):
+        with suppress(Exception):  # a template is a program: it may fail in any way
+            messages = [{"role": "user", "content": content}]
+            prompt = tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
+            break
+    specials = tuple(token.content for token in tokenizer.added_tokens_decoder.values())
+    return bool(prompt) and not prompt.startswith((*specials, " ", "▁"))
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The tokenizer as transformers loads it; None where it cannot, or it is a slow one."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # it asks for packages or code of the checkpoint's own
+        _log.warning("transformers cannot load the tokenizer: %s", error)
+        return None
+    return tokenizer if getattr(tokenizer, "backend_tokenizer", None) else None
+
+
+def _drop(keys: Any, key: str) -> None:
+    """Makes room for a key, which the writer would warn of."""
+    keys.pop(key, None)
+
+
+def _text(template: Any) -> str | None:
+    """The default of several templates."""
+    if isinstance(template, list):
+        template = {entry.get("name"): entry.get("template") for entry in template}
+    if isinstance(template, dict):
+        template = template.get("default")
+    return template if isinstance(template, str) and template else None
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {}
