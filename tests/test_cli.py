@@ -254,6 +254,7 @@ def test_inspect_a_projector(cli, tiny_files, tiny_mmproj):
     assert row["kind"] == "vision projector"
     assert (row["width"], row["image_size"], row["patch_size"]) == (128, 112, 14)
     ran = cli("inspect", tiny_mmproj("mlp", n_embd_text=96))
+    assert "images         prepared as llama.cpp does" in ran.out
     assert "vision projector" in ran.out
     assert "width          96" in ran.out
 

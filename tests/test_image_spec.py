@@ -197,3 +197,24 @@ def test_damaged_keys_are_refused(key, value, reason):
         del pairs[PREFIX + key]
     with pytest.raises(ValueError, match=reason):
         ImageSpec.from_metadata(pairs)
+
+
+@pytest.mark.parametrize(
+    ("given", "model", "words"),
+    [
+        (LLAVA, config(), "resized (bicubic), shorter side to 336 px, middle 336 x 336 px"),
+        (NEXT, NEXT_CONFIG, "middle 336 x 336 px, and tiles of 336 px on one of 5 canvases"),
+        (
+            ONEVISION,
+            config("llava_onevision", side=384, image_grid_pinpoints=GRID),
+            "resized (bicubic), to 384 x 384 px, and tiles of 384 px on one of 36 canvases",
+        ),
+        (
+            {**LLAVA, "image_processor_type": "LlavaImageProcessor", "do_pad": True},
+            config(),
+            "laid on a square, resized",
+        ),
+    ],
+)
+def test_says_its_steps_in_words(given, model, words):
+    assert words in str(ImageSpec.from_hf(given, model))

@@ -129,6 +129,20 @@ class ImageSpec:
         """Height and width of what comes out, in pixels."""
         return (self.crop or self.size)[0]
 
+    def __str__(self) -> str:
+        """The steps in a few words, for a reader."""
+        steps = []
+        if self.pad_color and not self.pinpoints:
+            steps.append("laid on a square")
+        height, width = self.size
+        to = f"shorter side to {height}" if self.resize == "shortest" else f"to {width} x {height}"
+        steps.append(f"resized ({self.resample}), {to} px")
+        if self.crop:
+            steps.append(f"middle {self.crop[1]} x {self.crop[0]} px")
+        if self.pinpoints:
+            steps.append(f"and tiles of {self.tile} px on one of {len(self.pinpoints)} canvases")
+        return ", ".join(steps)
+
     @classmethod
     def from_hf(
         cls, preprocessor_config: Mapping[str, Any], config: Mapping[str, Any]

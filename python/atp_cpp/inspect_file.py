@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atp_cpp._core import Engine
+from atp_cpp.captioner import image_spec_of
 from atp_cpp.config import format_cuts
 from atp_cpp.errors import ModelError
 from atp_cpp.gguf_header import GgufHeader, Value, read_header
@@ -81,6 +82,7 @@ class ProjectorFacts:
         image_size: px, side of the picture the encoder takes (the largest, if it varies); 0 if not
             said.
         patch_size: px; 0 if not said.
+        images: how they are prepared; "" where the file leaves that to llama.cpp.
         n_layer: blocks of the encoder.
         n_embd: width of the encoder.
         width: width of the image tokens it makes: must be the text model's. 0 if the file does not
@@ -94,6 +96,7 @@ class ProjectorFacts:
     name: str
     image_size: int
     patch_size: int
+    images: str
     n_layer: int
     n_embd: int
     width: int
@@ -107,6 +110,7 @@ class ProjectorFacts:
             f"  width          {self.width or 'not said'}: fits text models of this width",
             f"  encoder        {self.n_layer} blocks of width {self.n_embd}",
             f"  image, patch   {self.image_size} px, {self.patch_size} px",
+            f"  images         {self.images or 'prepared as llama.cpp does'}",
             f"  parameters     {_count(self.n_params)}",
             "  give it with --mmproj, beside its text model in -m",
         ]
@@ -177,6 +181,7 @@ def _projector_facts(path: str | os.PathLike[str], header: GgufHeader) -> Projec
         raise ModelError(
             f"{Path(path)}: a projector without a vision encoder (audio?); it cannot see"
         )
+    spec = image_spec_of(Path(path))
     n_params = 0
     for shape in header.shapes.values():
         size = 1
@@ -192,6 +197,7 @@ def _projector_facts(path: str | os.PathLike[str], header: GgufHeader) -> Projec
         name=str(meta.get("general.name", "")),
         image_size=_int(meta.get("clip.vision.image_size")),
         patch_size=_int(meta.get("clip.vision.patch_size")),
+        images="" if spec is None else str(spec),
         n_layer=_int(meta.get("clip.vision.block_count")),
         n_embd=_int(meta.get("clip.vision.embedding_length")),
         width=_token_width(header),
