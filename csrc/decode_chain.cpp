@@ -106,7 +106,7 @@ std::vector<float> DecodeChain::step(const std::vector<DecodeRow> & rows, Interr
     std::vector<std::array<int32_t, 4>> pos(rows.size());
     std::vector<BatchRow> batch(rows.size());
     for (size_t i = 0; i < rows.size(); ++i) {
-        pos[i] = {rows[i].pos, rows[i].pos, rows[i].pos, 0};
+        pos[i] = {rows[i].pos, rows[i].pos, rows[i].pos, rows[i].pos};
         batch[i] = {pos[i].data(), rows[i].token, nullptr, rows[i].seq_id, true};
     }
     Memories & m = *memories_;

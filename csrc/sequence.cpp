@@ -12,7 +12,7 @@ int32_t Sequence::n_image_tokens() const {
 void Sequence::add_text(int32_t token) {
     Row row;
     row.token = token;
-    row.pos = {n_pos, n_pos, n_pos, 0};
+    row.pos = {n_pos, n_pos, n_pos, n_pos};
     rows.push_back(row);
     ++n_pos;
 }
@@ -25,7 +25,7 @@ void Sequence::add_image(const float * image_embd, ImageSpan span, const std::ve
         row.kind = RowKind::image;
         row.image = static_cast<int32_t>(images.size());
         row.index = span.first + i;
-        row.pos = pos ? (*pos)[i] : std::array<int32_t, 4>{n_pos + i, n_pos + i, n_pos + i, 0};
+        row.pos = pos ? (*pos)[i] : std::array<int32_t, 4>{n_pos + i, n_pos + i, n_pos + i, n_pos + i};
         rows.push_back(row);
     }
     embd.insert(embd.end(), image_embd, image_embd + static_cast<size_t>(span.n_tokens) * n_embd_inp);
