@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atp_cpp.convert.family import architecture, check_supported, is_llava
+from atp_cpp.convert.passthrough import INTERNVL_HF, check_configuration, mmproj_class
 from atp_cpp.convert.quantise import QUANTISED, planned_size, quantise
 from atp_cpp.errors import AtpError, ConvertError
 
@@ -106,17 +107,23 @@ def run_job(job: Job, report: Report) -> None:
 
 
 def load_config(job: Job) -> dict[str, Any]:
-    """The checkpoint's configuration, complete with the defaults that transformers fills in."""
+    """The checkpoint's configuration, complete with the defaults that transformers fills in.
+
+    The classes of its parts are named in it as llama.cpp asks for them.
+    """
     from conversion import MMPROJ_MODEL_MAP, TEXT_MODEL_MAP, get_model_architecture
     from conversion.base import ModelBase, ModelType
 
     config: dict[str, Any] = ModelBase.load_hparams(Path(job.folder), False)
-    architecture(config)  # or says that there is none
-    check_supported(
-        config,
-        text=get_model_architecture(config, ModelType.TEXT) in TEXT_MODEL_MAP,
-        vision=get_model_architecture(config, ModelType.MMPROJ) in MMPROJ_MODEL_MAP,
-    )
+    if architecture(config) == INTERNVL_HF:
+        config["vision_config"]["architectures"] = ["InternVisionModel"]
+    vision = get_model_architecture(config, ModelType.MMPROJ) in MMPROJ_MODEL_MAP
+    text = get_model_architecture(config, ModelType.TEXT) in TEXT_MODEL_MAP
+    if is_llava(config) or (vision and not text and config.get("text_config")):
+        config["text_config"]["architectures"] = [_text_architecture(config["text_config"])]
+        text = get_model_architecture(config, ModelType.TEXT) in TEXT_MODEL_MAP
+    check_supported(config, text=text, vision=vision)
+    check_configuration(config)
     return config
 
 
@@ -128,8 +135,6 @@ def text_model(job: Job, config: dict[str, Any]) -> ModelBase:
     from atp_cpp.convert.vocabulary import exact
 
     hparams = deepcopy(config)
-    if is_llava(hparams):
-        hparams["text_config"]["architectures"] = [_text_architecture(hparams["text_config"])]
     upstream = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
     kind = exact(upstream)
     if job.quantised:
@@ -138,17 +143,14 @@ def text_model(job: Job, config: dict[str, Any]) -> ModelBase:
 
 
 def vision_model(job: Job, config: dict[str, Any]) -> ModelBase:
-    """Ours for LLaVA, llama.cpp's for everything else."""
-    from conversion import get_model_architecture, get_model_class
-    from conversion.base import ModelType
-
+    """Ours for LLaVA, llama.cpp's, with what it lacks, for everything else."""
     hparams = deepcopy(config)
     if is_llava(hparams):
         from atp_cpp.convert.llava import LlavaMmproj
 
         kind: type[ModelBase] = LlavaMmproj
     else:
-        kind = get_model_class(get_model_architecture(hparams, ModelType.MMPROJ), mmproj=True)
+        kind = mmproj_class(hparams)
     return _instance(kind, job, hparams, job.mmproj_out, job.mmproj_type)
 
 
