@@ -6,7 +6,7 @@ import pytest
 
 from atp_cpp.convert import spm_json
 from atp_cpp.convert.pre_tokenizer import FORMS, detect_pre, needs_nfc
-from atp_cpp.convert.vocabulary import prefix_scheme
+from atp_cpp.convert.vocabulary import prefix_scheme, with_surroundings
 from hard_texts import HARD_TEXTS
 from tiny_tokenizer_kinds import PRE_TOKENIZERS, SPLIT_LLAMA3, SPLIT_QWEN2, split
 
@@ -203,3 +203,12 @@ def test_more_tokens_than_rows_are_refused():
 )
 def test_where_a_space_is_put_in_front(content, scheme):
     assert prefix_scheme(content) == scheme
+
+
+def test_what_a_processor_writes_around_an_image_is_written_by_the_template():
+    template = "{{ '<i>' if i else \"<i>\" }}"
+    changed = with_surroundings(template, "<i>", "\n\n")
+    assert changed == r"""{{ '\n\n<i>\n\n' if i else "\n\n<i>\n\n" }}"""
+    assert with_surroundings("{{ text }}", "<i>", "\n\n") == "{{ text }}"
+    with pytest.raises(NotImplementedError, match="'<i>' as part of something else"):
+        with_surroundings("{{ 'image: <i>' }}", "<i>", "\n\n")

@@ -8,7 +8,8 @@ the tokens of its file would be others than those of the checkpoint's processor:
   added tokens stand in tokenizer.json only;
 * beginning and end of text: what the tokenizer adds, not what its configuration says of it;
 * a space in front of text: in front of all of it, or of its beginning only;
-* the chat template: of the files that may hold one, the one that the processor reads;
+* the chat template: of the files that may hold one, the one that the processor reads, with what
+  the processor itself writes around an image;
 * Unicode's NFC, which some tokenizers apply and llama.cpp never does: key ``NFC_KEY``.
 """
 
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from conversion.base import ModelBase
 
 NFC_KEY = "atp.tokenizer.nfc"
+# config.model_type -> the tokenizer's name for the sign of an image, and what its processor writes
+# on both sides of it
+_AROUND_IMAGES = {"gemma3": ("boi_token", "\n\n")}
 _TEMPLATE_KEY = "tokenizer.chat_template"
 _TOKENS = "tokenizer.ggml."
 
@@ -78,6 +82,9 @@ def carry(writer: Any, folder: Path) -> None:
         _add_tokens(keys, content)
     _add_ends(writer, tokenizer)
     template = chat_template(folder) or _text(tokenizer.chat_template)
+    around = _AROUND_IMAGES.get(_json(folder / "config.json").get("model_type", ""))
+    if template and around:
+        template = with_surroundings(template, getattr(tokenizer, around[0]), around[1])
     if sentencepiece:
         scheme = prefix_scheme(content)
         _drop(keys, f"{_TOKENS}add_space_prefix")
@@ -125,6 +132,29 @@ def prefix_scheme(content: dict[str, Any]) -> str:
         if part.get("type") == "Metaspace":
             return str(part.get("prepend_scheme", "always"))
     return "never"
+
+
+def with_surroundings(template: str, sign: str, around: str) -> str:
+    """A template that writes ``around`` on both sides of every image.
+
+    Args:
+        template: Jinja source; without the sign it stays as it is.
+        sign: what it writes for an image, as a string of its own.
+        around: line breaks.
+
+    Raises:
+        NotImplementedError: the sign is part of something else.
+    """
+    space = around.replace("\n", r"\n")
+    for quote in "'\"":
+        whole = f"{quote}{sign}{quote}"
+        template = template.replace(whole, f"{quote}{space}{sign}{space}{quote}")
+    if template.count(sign) != template.count(space + sign + space):
+        raise NotImplementedError(
+            f"the chat template has {sign!r} as part of something else; write it as a string of "
+            f"its own, which the processor surrounds with {around!r}"
+        )
+    return template
 
 
 def _write_sentencepiece(model: Any, content: dict[str, Any]) -> None:
