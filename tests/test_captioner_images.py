@@ -138,6 +138,13 @@ def damaged(spec, **pairs):
     return Damaged()
 
 
+def test_inspect_says_how_images_are_prepared(files, capsys):
+    assert main(["inspect", str(files(spec=PLAIN)[1])]) == 0
+    assert f"  images         {PLAIN}\n" in capsys.readouterr().out
+    assert main(["inspect", str(files(spec=damaged(PLAIN, version=2))[1])]) == 2
+    assert "atp.image.version is 2, this program reads 1" in capsys.readouterr().err
+
+
 SMALLER = ImageSpec("exact", (28, 28))
 WRONG_FILES = {
     "a later version": (damaged(PLAIN, version=2), "atp.image.version is 2, this program reads 1"),

@@ -1,5 +1,10 @@
 """Tiles in the engine: encoded as they are, packed with their newline, pruned on two grids."""
 
+import contextlib
+import signal
+import threading
+import time
+
 import numpy as np
 import pytest
 
@@ -205,6 +210,26 @@ def test_tiles_are_copied_where_they_are_no_plain_array(engine):
     straight = core.Tiles(pixels, (0, 0), (9, 9))
     a, b = (engine.encode("<__media__>", [t]).embd for t in (view, straight))
     np.testing.assert_array_equal(a, b)
+
+
+def test_an_interrupt_is_seen_between_tiles(engine):
+    many = tiles(60, 60, (3360, 3360))  # about a second
+
+    def seconds_of_encoding():
+        started = time.monotonic()
+        with contextlib.suppress(KeyboardInterrupt):
+            engine.encode("<__media__>", [many])
+        return time.monotonic() - started
+
+    whole = seconds_of_encoding()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    timer = threading.Timer(0.1 * whole, lambda: signal.raise_signal(signal.SIGINT))
+    timer.start()
+    try:
+        assert seconds_of_encoding() < 0.7 * whole
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, before)
 
 
 # ---- two grids of one image
