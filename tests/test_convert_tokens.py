@@ -1,10 +1,7 @@
 """The tokens of converted files are those of Hugging Face's tokenizers and processors."""
 
 import json
-import subprocess
-import sys
 import unicodedata
-from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -12,9 +9,9 @@ import pytest
 import tiny_tokenizers
 from atp_cpp import _core
 from atp_cpp.convert.vocabulary import NFC_KEY, chat_template
-from atp_cpp.convert.worker import Job
 from atp_cpp.gguf_header import read_header
 from atp_cpp.prompts import ChatPrompt
+from convert_many import convert_many
 from hard_texts import HARD_TEXTS
 from tiny_llava_kinds import write_llava
 
@@ -71,14 +68,6 @@ def test_both_files_of_a_sentencepiece_tokenizer_agree(kind, tmp_path):
         assert tokenizer.encode(text, add_special_tokens=False) == model.encode(text), text
 
 
-# one process for all conversions: starting it takes longer than they do
-_CONVERT = """
-import json, sys
-from atp_cpp.convert import worker
-worker.import_upstream()
-for line in sys.stdin:
-    worker.run_job(worker.Job(**json.loads(line)), lambda event: None)
-"""
 CASES = {
     "llama": ("llama", {}),
     "llama, tokenizer.json alone": ("llama", {"sentencepiece": False}),
@@ -100,26 +89,11 @@ CASES = {
 def converted(tmp_path_factory):
     """{case: (checkpoint, text model, projector)}."""
     root = tmp_path_factory.mktemp("tokens")
-    made, jobs = {}, []
-    for i, (case, (kind, options)) in enumerate(CASES.items()):
-        folder, text, mmproj = root / f"hf-{i}", root / f"text-{i}.gguf", root / f"mmproj-{i}.gguf"
+    folders = [root / f"hf-{i}" for i in range(len(CASES))]
+    for folder, (kind, options) in zip(folders, CASES.values(), strict=True):
         write_llava(folder, kind, **options)
-        made[case] = folder, text, mmproj
-        job = Job(
-            folder=str(folder),
-            name=kind,
-            text_out=str(text),
-            text_type="f32",
-            stored_type="f16",
-            mmproj_out=str(mmproj),
-            mmproj_type="f32",
-        )
-        jobs.append(json.dumps(asdict(job)))
-    done = subprocess.run(
-        [sys.executable, "-c", _CONVERT], input="\n".join(jobs), capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return made
+    files = convert_many(folders)
+    return {case: (f, *p) for case, f, p in zip(CASES, folders, files, strict=True)}
 
 
 def open_engine(text, mmproj=""):
