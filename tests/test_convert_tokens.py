@@ -76,6 +76,7 @@ CASES = {
     "llama, no space in front": ("llama", {"prefix": "never"}),
     "llama, added tokens in tokenizer.json alone": ("llama", {"added_table": False}),
     "llama, no beginning": ("llama", {"bos": False}),
+    "llama, several ends": ("llama", {"stops": ["</s>", "<pad>", "<image>"]}),
     "mistral": ("mistral", {}),
     "llama3": ("llama3", {}),
     "qwen2": ("qwen2_llava", {}),
@@ -188,6 +189,16 @@ def test_ends_rows_and_template_are_the_checkpoints(case, converted):
     first = CASES[case][1].get("prefix") == "first"
     assert engine.info.chat_template == ("{{ ' ' }}" if first else "") + template
     engine.close()
+
+
+def test_every_token_that_ends_an_answer_is_named(converted):
+    _, text, _ = converted["llama, several ends"]
+    ids = json.loads((converted["llama, several ends"][0] / "generation_config.json").read_text())
+    keys = read_header(text).metadata
+    named = [keys[f"tokenizer.ggml.{name}_token_id"] for name in ("eos", "eot", "eom")]
+    assert named == ids["eos_token_id"] and len(set(named)) == 3
+    plain = read_header(converted["llama"][1]).metadata
+    assert "tokenizer.ggml.eot_token_id" not in plain
 
 
 def test_which_file_holds_the_template(tmp_path):

@@ -7,13 +7,14 @@ from tiny_tokenizers import write_tokenizer
 SIDE = 2  # image tokens in a row
 
 
-def write_llava(folder, kind, *, extra_rows=3, **options):
+def write_llava(folder, kind, *, extra_rows=3, stops=None, **options):
     """Writes a LLaVA-1.5-style checkpoint with a kind of tokenizer.
 
     Args:
         folder: where; made if missing.
         kind: of tiny_tokenizers.KINDS.
         extra_rows: rows of the embedding that no token has, as real checkpoints pad theirs.
+        stops: tokens that generation_config.json ends answers at.
         options: of write_tokenizer.
 
     Returns:
@@ -48,6 +49,9 @@ def write_llava(folder, kind, *, extra_rows=3, **options):
     torch.manual_seed(0)
     LlavaForConditionalGeneration(config).save_pretrained(folder)
     _write_processor(folder)
+    if stops:
+        ids = [tokenizer.ids[token] for token in stops]
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids}))
     return tokenizer
 
 

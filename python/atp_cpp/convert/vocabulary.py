@@ -7,6 +7,7 @@ the tokens of its file would be others than those of the checkpoint's processor:
 * SentencePiece vocabularies without tokenizer.model (:mod:`atp_cpp.convert.spm_json`), or whose
   added tokens stand in tokenizer.json only;
 * beginning and end of text: what the tokenizer adds, not what its configuration says of it;
+* the tokens that end an answer, of which llama.cpp knows some by their text only;
 * a space in front of text: in front of all of it, or of its beginning only;
 * the chat template: of the files that may hold one, the one that the processor reads, with what
   the processor itself writes around an image;
@@ -31,6 +32,25 @@ NFC_KEY = "atp.tokenizer.nfc"
 # config.model_type -> the tokenizer's name for the sign of an image, and what its processor writes
 # on both sides of it
 _AROUND_IMAGES = {"gemma3": ("boi_token", "\n\n")}
+# tokens that end an answer whatever the file says (llama-vocab.cpp)
+_KNOWN_STOPS = frozenset(
+    [
+        "</s>",
+        "<eos>",
+        "<end_of_turn>",
+        "<end_of_utterance>",
+        "<|eot_id|>",
+        "<|eom_id|>",
+        "<|im_end|>",
+        "<|end|>",
+        "<|endoftext|>",
+        "<|end_of_text|>",
+        "<EOT>",
+        "_<EOT>",
+        "[EOT]",
+        "[EOS]",
+    ]
+)
 _TEMPLATE_KEY = "tokenizer.chat_template"
 _TOKENS = "tokenizer.ggml."
 
@@ -81,6 +101,7 @@ def carry(writer: Any, folder: Path) -> None:
     if sentencepiece:
         _add_tokens(keys, content)
     _add_ends(writer, tokenizer)
+    _add_stops(writer, folder)
     template = chat_template(folder) or _text(tokenizer.chat_template)
     around = _AROUND_IMAGES.get(_json(folder / "config.json").get("model_type", ""))
     if template and around:
@@ -196,6 +217,29 @@ def _add_ends(writer: Any, tokenizer: Any) -> None:
             adds = False  # one token for both: it stands in front
         _drop(writer.kv_data[0], f"{_TOKENS}add_{name}_token")
         getattr(writer, f"add_add_{name}_token")(adds)
+
+
+def _add_stops(writer: Any, folder: Path) -> None:
+    """All tokens at which transformers' generate stops; a file has room for three."""
+    given = _json(folder / "generation_config.json").get("eos_token_id")
+    keys = writer.kv_data[0]
+    tokens = keys[f"{_TOKENS}tokens"].value
+    stops = [i for i in (given if isinstance(given, list) else [given]) if isinstance(i, int)]
+    named = [f"{_TOKENS}{name}_token_id" for name in ("eos", "eot", "eom")]
+    known = {keys[name].value for name in named if name in keys}
+    free = [name for name in named if name not in keys]
+    for stop in stops:
+        text = tokens[stop] if stop < len(tokens) else ""
+        text = text.decode() if isinstance(text, bytes) else text
+        if stop in known or stop >= len(tokens) or text in _KNOWN_STOPS:
+            continue
+        if not free:
+            raise NotImplementedError(
+                f"generation_config.json ends answers at tokens {stops}; a GGUF file has room for "
+                "three that llama.cpp does not know by their text: name fewer"
+            )
+        writer.add_uint32(free.pop(0), stop)
+        known.add(stop)
 
 
 def _starts_with_text(tokenizer: Any, template: str) -> bool:
