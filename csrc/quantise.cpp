@@ -11,6 +11,7 @@
 #include "gguf.h"
 #include "gguf_check.h"
 #include "llama_private.h"
+#include "load_check.h"
 #include "log_capture.h"
 
 namespace atp {
@@ -101,17 +102,8 @@ void check_tensor(const std::string & source, const ggml_tensor * t, ggml_type n
 }
 
 Plan make_plan(const std::string & source, llama_ftype ftype) {
-    llama_backend_init();
     Plan plan = read_header(source);
-    llama_model_params params = llama_model_default_params();
-    params.no_alloc = true;  // hyperparameters and shapes only, but all of these: the quantiser aborts on some others
-    params.load_mode = LLAMA_LOAD_MODE_NONE;
-    params.n_gpu_layers = 0;
-    log_capture::clear();
-    const llama_model_ptr model(llama_model_load_from_file(source.c_str(), params));
-    if (!model) {
-        throw ModelError("llama.cpp cannot load " + source + ": " + log_capture::last_error());
-    }
+    const llama_model_ptr model = load_shapes(source);  // the quantiser aborts on some that do not load
     const llama_model_quantize_params quantise = quantise_params(ftype, 1);
     const std::unique_ptr<quantize_state_impl, FreeQuantiseState> state(llama_quant_init(model.get(), &quantise));
     plan.new_types.resize(plan.tensors.size());

@@ -339,9 +339,14 @@ def test_the_size_is_known_before_the_tensors_are_written(source, tmp_path):
     writer.write_kv_data_to_file()
     head = path.stat().st_size
     n_bytes = source.stat().st_size
-    planned = [convert_quantise.planned_size(writer, n_bytes, kind) for kind in TYPES]
-    with pytest.raises(core.ModelError, match="is cut short"):
-        convert_quantise.planned_size(writer, n_bytes - 100, "f16")
+    with convert_quantise.hollow(writer, n_bytes) as whole:
+        planned = [convert_quantise.quantised_size(whole, kind) for kind in TYPES]
+        core.check_loadable(str(whole))
+    with (
+        pytest.raises(core.ModelError, match="is cut short"),
+        convert_quantise.hollow(writer, n_bytes - 100) as cut,
+    ):
+        core.check_loadable(str(cut))
     assert path.stat().st_size == head, "as before"
     writer.write_tensors_to_file()
     writer.close()

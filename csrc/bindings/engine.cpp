@@ -8,6 +8,7 @@
 #include "bindings.h"
 #include "errors.h"
 #include "gguf_check.h"
+#include "load_check.h"
 
 namespace atp::python {
 
@@ -190,6 +191,9 @@ void register_info(py::module_ & m) {
 void register_engine(py::module_ & m) {
     register_results(m);
     register_info(m);
+    m.def("check_loadable", &check_loadable, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+          "ModelError with llama.cpp's reason unless it loads the file, a text model or a vision projector, up to the "
+          "names and shapes of its tensors; their data is not read.");
     m.def("check_gguf", &check_gguf, py::arg("path"),
           "general.architecture of a whole GGUF file ('clip' for a projector); ModelError says what else the file is.");
     py::class_<EngineHandle>(m, "Engine", "Image to caption: vision encoder, staged decoder, sampler.")

@@ -20,7 +20,7 @@ from types import TracebackType
 from atp_cpp.convert.locks import take_lock
 from atp_cpp.errors import ConvertError
 
-__all__ = ["Outputs", "full_disk", "readable_size"]
+__all__ = ["Outputs", "readable_size", "write_error"]
 
 PART = ".part"
 _RUN = "run-"  # each run's own folder in a part folder
@@ -109,13 +109,11 @@ class Outputs:
             if error is None:
                 self._publish()
         except OSError as failed:
-            raise full_disk(failed, self._folder) or _unwritable(self._folder, failed) from failed
+            raise _write_error(failed, self._folder) from failed
         finally:
             self._clean()
-        if isinstance(error, OSError):
-            named = full_disk(error, self._folder)
-            if named is not None:
-                raise named from error
+        if isinstance(error, OSError) and _is_full(error):
+            raise _write_error(error, self._folder) from error
 
     def _refuse_existing(self) -> None:
         for path in self._paths:
@@ -214,14 +212,26 @@ def readable_size(n_bytes: int) -> str:
     return f"{size:.2f} TB"
 
 
-def full_disk(error: OSError, folder: Path) -> ConvertError | None:
-    """What to say of an error that means a full disk, a quota or a file-size limit; else None."""
-    if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return None
+def write_error(error: OSError, part: Path) -> ConvertError:
+    """What to say of an error while `part` (see `Outputs.part`), or one beside it, was written."""
+    folders = (folder.parent for folder in part.parents if folder.suffix == PART)
+    return _write_error(error, next(folders, part.parent))
+
+
+def _write_error(error: OSError, folder: Path) -> ConvertError:
+    if not _is_full(error):
+        return _unwritable(folder, error)
     return ConvertError(
-        f"{folder}: no space for the output ({error.strerror}); free some, or name another "
-        "--outfile-dir"
+        f"{folder}: no space for the output ({error.strerror or error}); free some, or name "
+        "another --outfile-dir"
     )
+
+
+def _is_full(error: OSError) -> bool:
+    """A full disk, a quota, a limit to files; NumPy says only how much of an array it wrote."""
+    if error.errno is None:
+        return str(error).endswith("written")
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _part_folder(path: Path) -> Path:

@@ -6,6 +6,8 @@ llama.cpp cannot be stopped while it quantises, nor asked how far it is: the cal
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +16,7 @@ from atp_cpp import _core
 if TYPE_CHECKING:
     from gguf import GGUFWriter
 
-__all__ = ["QUANTISED", "planned_size", "quantise", "quantised_size"]
+__all__ = ["QUANTISED", "hollow", "quantise", "quantised_size"]
 
 QUANTISED = ("q4_k_m",)  # what gguf-py cannot write; the other types it writes bit for bit the same
 
@@ -32,19 +34,18 @@ def quantised_size(source: Path, type: str) -> int:
     return _core.quantised_size(str(source), type)
 
 
-def planned_size(writer: GGUFWriter, n_bytes: int, type: str) -> int:
-    """The same for a file of which only the header and the keys are written.
+@contextmanager
+def hollow(writer: GGUFWriter, n_bytes: int) -> Iterator[Path]:
+    """Makes a file of which only the header and the keys are written look whole, for a while.
 
-    Its tensors' names and shapes are appended for the time of the question, and a hole (which
-    takes no space on most file systems) in the place of their data.
+    Its tensors' names and shapes are appended, and a hole (which takes no space on most file
+    systems) in the place of their data, so that llama.cpp can be asked about it.
 
     Args:
         writer: of one file; has written its keys, and will write its tensors later.
         n_bytes: what the whole file will have.
-        type: one of ``_core.quantise_types()``.
 
     Raises:
-        ModelError: it cannot be quantised, or is no whole model.
         OSError: the hole takes space, and there is none.
     """
     from gguf.gguf_writer import WriterState
@@ -56,7 +57,7 @@ def planned_size(writer: GGUFWriter, n_bytes: int, type: str) -> int:
     try:
         writer.write_ti_data_to_file()
         file.truncate(n_bytes)
-        return _core.quantised_size(str(file.name), type)
+        yield Path(file.name)
     finally:
         writer.state = WriterState.KV_DATA
         file.seek(end)

@@ -27,10 +27,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from atp_cpp import _core
 from atp_cpp.convert.family import architecture, check_supported, is_llava
+from atp_cpp.convert.outputs import write_error
 from atp_cpp.convert.passthrough import INTERNVL_HF, check_configuration, mmproj_class
-from atp_cpp.convert.quantise import QUANTISED, planned_size, quantise
-from atp_cpp.errors import AtpError, ConvertError
+from atp_cpp.convert.quantise import QUANTISED, hollow, quantise, quantised_size
+from atp_cpp.errors import AtpError, ConvertError, ModelError
 
 if TYPE_CHECKING:
     from conversion.base import ModelBase
@@ -91,8 +93,8 @@ def run_job(job: Job, report: Report) -> None:
         prepare(text)
         prepare(vision)
     sizes = {str(model.fname_out): write_head(model) for model in (text, vision)}
-    if job.quantised:
-        sizes[job.text_out] = planned_size(text.gguf_writer, sizes[str(job.raw)], job.text_type)
+    for model in (text, vision):
+        sizes |= _asked_llama_cpp(job, model, sizes[str(model.fname_out)])
     report({"event": "plan", "files": sizes})
     for model, what in ((vision, "vision projector"), (text, "text model")):
         report({"event": "writing", "what": what, "path": str(model.fname_out)})
@@ -178,6 +180,26 @@ def write_head(model: ModelBase) -> int:
     return head + sum(writer.ggml_pad(info.nbytes, writer.data_alignment) for _, info in tensors)
 
 
+def _asked_llama_cpp(job: Job, model: ModelBase, n_bytes: int) -> dict[str, int]:
+    """Lets llama.cpp look for all it needs in a file without data: the converter misses no tensor.
+
+    Returns:
+        The size of what the file will be quantised to, if it will be.
+    """
+    with hollow(model.gguf_writer, n_bytes) as path:
+        try:
+            _core.check_loadable(str(path))
+        except ModelError as error:
+            reason = str(error).replace(str(path), path.name)
+            raise ConvertError(
+                f"config.json and weights do not make a model that runs: {reason}; get the "
+                "checkpoint again, all files from one place"
+            ) from error
+        if path != job.raw:
+            return {}
+        return {job.text_out: quantised_size(path, job.text_type)}
+
+
 def _instance(
     kind: type[ModelBase], job: Job, hparams: dict[str, Any], out: str, outtype: str
 ) -> ModelBase:
@@ -247,8 +269,11 @@ def main() -> int:
     import_upstream()
     try:
         run_job(job, report)
-    except (AtpError, OSError) as error:
+    except AtpError as error:
         report({"event": "error", "message": str(error)})
+        return 1
+    except OSError as error:
+        report({"event": "error", "message": str(write_error(error, Path(job.text_out)))})
         return 1
     return 0
 
