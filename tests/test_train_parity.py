@@ -1,16 +1,14 @@
 """The engine's keep lists are torch's, with the demo model's weights in F32 on both sides."""
 
-import json
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image, ImageDraw
 
-from atp_cpp.captioner import DEMO_ATP, DEMO_DIR, DEMO_MMPROJ, DEMO_MODEL
+from atp_cpp.captioner import DEMO_ATP, DEMO_DIR
+from atp_cpp.convert.run import convert_hf
 from atp_cpp.fingerprint import fingerprint_from_gguf
-from gguf_f32 import copy_as_f32
+from drawn_pictures import drawn
 from random_sidecar import random_sidecar
 from tiny_llava_hf import DEMO_HF
 
@@ -18,43 +16,28 @@ pytestmark = pytest.mark.torch
 
 TOOLS = Path(__file__).resolve().parents[1] / "tools" / "demo_model"
 N_PICTURES = {"shipped": 200, "random": 40}
-COLORS = ("red", "green", "blue", "yellow", "teal", "gray", "black", "brown")
-QUESTIONS = (
-    "Describe the image.", "how many shapes are there?", "is there a red shape?",
-    "what shape is in the top left?", "is the circle above the triangle?",
-)  # fmt: skip
 THRESHOLDS = 1e-4
 
 
 @pytest.fixture(scope="module")
 def parity():
-    """The tools' modules `parity` and `export`."""
+    """The tool's module."""
     sys.path.insert(0, str(TOOLS))
     try:
-        import export
         import parity
 
-        yield parity, export
+        yield parity
     finally:
         sys.path.remove(str(TOOLS))
-        for name in ("export", "parity"):
-            sys.modules.pop(name, None)
+        sys.modules.pop("parity", None)
 
 
 @pytest.fixture(scope="module")
-def files(parity, tmp_path_factory):
+def files(tmp_path_factory):
     """(decoder, eye and projector) of the demo checkpoint, every tensor in F32."""
-    from safetensors.numpy import load_file
-
-    _, export = parity
-    config = json.loads((DEMO_HF / "config.json").read_text())
-    state = load_file(DEMO_HF / "model.safetensors")
     folder = tmp_path_factory.mktemp("f32")
-    text, vision = export.text_tensors(config, state), export.vision_tensors(config, state)
-    return (
-        copy_as_f32(DEMO_DIR / DEMO_MODEL, folder / DEMO_MODEL, text),
-        copy_as_f32(DEMO_DIR / DEMO_MMPROJ, folder / DEMO_MMPROJ, vision),
-    )
+    written = convert_hf(DEMO_HF, folder, outtype="f32", mmproj_outtype="f32")
+    return tuple(file.path for file in written)
 
 
 @pytest.fixture(scope="module")
@@ -77,27 +60,7 @@ def make_torch_side(parity):
     """`make_torch_side(sidecar) -> TorchSide` of the demo checkpoint."""
     from atp_cpp.sidecar import AtpSidecar
 
-    return lambda sidecar: parity[0].TorchSide(DEMO_HF, AtpSidecar.read_gguf(sidecar))
-
-
-def drawn(number):
-    """A picture of one to six shapes on a plain or noisy ground, and a question."""
-    rng = np.random.default_rng([11, number])
-    ground = rng.integers(170, 256, 3)
-    pixels = ground + rng.integers(-30, 31, (336, 336, 3)) * (number % 3 == 0)
-    image = Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8))
-    draw = ImageDraw.Draw(image)
-    for _ in range(rng.integers(1, 7)):
-        x, y, size = (int(v) for v in (*rng.integers(0, 260, 2), rng.integers(30, 120)))
-        box, color = (x, y, x + size, y + size), COLORS[rng.integers(len(COLORS))]
-        kind = rng.integers(3)
-        if kind == 0:
-            draw.ellipse(box, color)
-        elif kind == 1:
-            draw.rectangle(box, color)
-        else:
-            draw.polygon([(x, y + size), (x + size // 2, y), (x + size, y + size)], color)
-    return image, QUESTIONS[number % len(QUESTIONS)]
+    return lambda sidecar: parity.TorchSide(DEMO_HF, AtpSidecar.read_gguf(sidecar))
 
 
 def check(summary, n_pictures, n_other, margin):
@@ -112,12 +75,11 @@ def check(summary, n_pictures, n_other, margin):
 @pytest.mark.parametrize("name", N_PICTURES)
 def test_the_same_keep_lists_from_the_same_features(parity, files, sidecars, make_torch_side, name):
     """About 30 s of CPU. A margin of some F32 roundings, at scores of about 0.5."""
-    tool, _ = parity
     torch_side = make_torch_side(sidecars[name])
-    engine = tool.EngineSide(files[0], sidecars[name], (24, 24), n_threads=2)
+    engine = parity.EngineSide(files[0], sidecars[name], (24, 24), n_threads=2)
     pictures = [drawn(number) for number in range(N_PICTURES[name])]
-    results = list(tool.from_same_features(pictures, torch_side, engine))
-    summary = tool.summary(results)
+    results = list(parity.from_same_features(pictures, torch_side, engine))
+    summary = parity.summary(results)
     check(summary, len(pictures), n_other=2, margin=1e-5)
     # it is no agreement about nothing: all are dropped, none are, or always the same
     for k in range(len(torch_side.llava.spec.cuts)):
@@ -132,20 +94,18 @@ def test_the_same_keep_lists_from_the_picture(parity, files, sidecars, make_torc
     """Each side with its own encoder and prompt; llama.cpp's GELU reads a table of halves."""
     import atp_cpp
 
-    tool, _ = parity
     model, mmproj = files
-    options = {"mmproj": mmproj, "atp": sidecars["random"], "n_threads": 2, **tool.EXACT}
+    options = {"mmproj": mmproj, "atp": sidecars["random"], "n_threads": 2, **parity.EXACT}
     torch_side = make_torch_side(sidecars["random"])
     with atp_cpp.Captioner(model, **options) as captioner:
-        results = list(tool.from_pictures(map(drawn, range(20)), torch_side, captioner))
-    check(tool.summary(results), 20, n_other=3, margin=1e-4)
+        results = list(parity.from_pictures(map(drawn, range(20)), torch_side, captioner))
+    check(parity.summary(results), 20, n_other=3, margin=1e-4)
 
 
 def test_a_difference_is_seen_and_its_margin_named(parity):
-    tool, _ = parity
-    theirs = tool.Decided([[0, 2], [2]], [(0.5, 0.875), (0.4, 0.9)], [{1: -2e-6, 2: 0.3}, {}])
-    same = tool.compare(theirs, theirs)
+    theirs = parity.Decided([[0, 2], [2]], [(0.5, 0.875), (0.4, 0.9)], [{1: -2e-6, 2: 0.3}, {}])
+    same = parity.compare(theirs, theirs)
     assert (same.same, same.threshold_error, same.differing) == (True, 0.0, [])
-    ours = tool.Decided([[0, 1, 2], [0]], [(0.5, 0.90625), (0.9, 0.1)], [])
-    other = tool.compare(ours, theirs)
+    ours = parity.Decided([[0, 1, 2], [0]], [(0.5, 0.90625), (0.9, 0.1)], [])
+    other = parity.compare(ours, theirs)
     assert (other.same, other.threshold_error, other.differing) == (False, 0.03125, [-2e-6])

@@ -1,6 +1,7 @@
 """Does the engine decide what torch decides? Thresholds and keep lists, picture by picture.
 
-    export.py --hf tests/data/demo_hf --out F32 --outtype f32
+    atp-cpp convert tests/data/demo_hf --model-name atp-demo --outfile-dir F32 \
+        --outtype f32 --mmproj-outtype f32
     python parity.py --f32 F32 --atp atp.gguf --checkpoint tests/data/demo_hf \
         --questions eval/questions.jsonl --images 260 --out parity.json
 One question of each picture, F32 weights and F32 KV cache, flash attention off, against the module
@@ -212,7 +213,7 @@ def read_pictures(questions: Path, n_images: int, seed: int) -> list[Picture]:
 
 def measure(a: argparse.Namespace) -> dict[str, Any]:
     """Both runs, as JSON holds them."""
-    model, mmproj = a.f32 / "atp-demo.gguf", a.f32 / "mmproj-atp-demo.gguf"
+    model, mmproj = a.f32 / "atp-demo-f32.gguf", a.f32 / "mmproj-atp-demo-f32.gguf"
     torch.set_num_threads(a.threads)
     torch_side = TorchSide(a.checkpoint, AtpSidecar.read_gguf(a.atp))
     pictures = read_pictures(a.questions, a.images, a.seed)
@@ -242,7 +243,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--f32", type=Path, required=True, help="folder of export.py's F32 files")
+    parser.add_argument("--f32", type=Path, required=True, help="folder of the two F32 files")
     parser.add_argument("--atp", type=Path, required=True, help="sidecar of the model")
     parser.add_argument("--checkpoint", type=Path, required=True, help="the same model for torch")
     parser.add_argument("--questions", type=Path, required=True, help="of make_eval_set.py")
