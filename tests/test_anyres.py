@@ -56,6 +56,22 @@ def test_whole_numbers_that_rounding_missed_count():
     assert missed > 10
 
 
+def test_square_images_shrink_as_pythons_floor_division_says():
+    """n / (n / 81) is 81 or a bit below; // divides by the exact remainder, and may say 80."""
+    seen = set()
+    for side in range(10, 41):
+        for n in range(4, 9):
+            size, grid = (1000, 1000), (n, n)
+            try:
+                at = core.tile_layout(side, grid=grid, size=size, max_tiles=9)
+            except core.ImageError:
+                continue
+            _, out = twin.layout(side, grid, size, 9)
+            assert (at["out_rows"], at["out_cols"]) == out
+            seen.add(3 * side - out[0])
+    assert seen == {0, 1}
+
+
 @pytest.mark.parametrize("max_tiles", [0, 2])
 @pytest.mark.parametrize("newline", [NEWLINE, ()], ids=["newline", "plain"])
 @pytest.mark.parametrize("grid", GRIDS)

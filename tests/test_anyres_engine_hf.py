@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import tolerance
+from atp_cpp import Captioner, SamplingConfig
 from atp_cpp import _core as core
 from atp_cpp.captioner import image_spec_of
 from atp_cpp.convert.run import convert_hf
@@ -19,6 +20,7 @@ from tiny_anyres_hf import write_anyres_checkpoint
 pytestmark = pytest.mark.torch
 
 MARKER = "<__media__>"
+OPTIONS: dict[str, Any] = {"n_ctx": 1024, "n_threads": 1, **EXACT}
 SHAPES = [(56, 56), (100, 170), (333, 250), (61, 400), (480, 640), (500, 40)]
 TURN = "USER: {}\nWhat is in the image? ASSISTANT:"
 
@@ -30,6 +32,8 @@ class Both:
     model: Any
     processor: Any
     spec: Any
+    text_path: Any
+    mmproj_path: Any
     engine: core.Engine
     decoder: core.Decoder
 
@@ -55,10 +59,10 @@ def both(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
     model, processor = write_anyres_checkpoint(request.param, folder / "tiny")
     text, mmproj = convert_hf(folder / "tiny", folder, outtype="f32", mmproj_outtype="f32")
-    options = {"n_ctx": 1024, "n_threads": 1, **EXACT}
-    engine = core.Engine(str(text.path), str(mmproj.path), **options)
-    decoder = core.Decoder(core.ModelParams(str(text.path), **options))
-    yield Both(model, processor, image_spec_of(mmproj.path), engine, decoder)
+    engine = core.Engine(str(text.path), str(mmproj.path), **OPTIONS)
+    decoder = core.Decoder(core.ModelParams(str(text.path), **OPTIONS))
+    spec = image_spec_of(mmproj.path)
+    yield Both(model, processor, spec, text.path, mmproj.path, engine, decoder)
     engine.close()
 
 
@@ -110,6 +114,41 @@ def test_logits_and_greedy_text_are_theirs(both):
     assert result.tokens == theirs[: len(result.tokens)]
     assert len(result.tokens) == 24 or result.finish_reason == "stop"
     assert len(set(result.tokens)) > 3, "something is said"
+
+
+def spelled(tokenizer, reply):
+    """The text of token ids. Theirs makes one sign of a run of bytes that is no UTF-8."""
+    pieces = tokenizer.convert_ids_to_tokens(reply, skip_special_tokens=True)
+    if not any(piece.startswith("<0x") for piece in pieces):
+        return tokenizer.decode(reply, skip_special_tokens=True).strip()
+    spelt = (
+        bytes([int(piece[3:5], 16)]) if piece.startswith("<0x") else piece.encode()
+        for piece in pieces
+    )
+    return b"".join(spelt).decode(errors="replace").replace("\u2581", " ").strip()
+
+
+@pytest.mark.parametrize("shapes", [[(100, 170)], [(333, 250), (61, 200)]], ids=["one", "two"])
+def test_a_caption_is_their_reply_to_the_same_chat(both, shapes):
+    import torch
+    from PIL import Image
+
+    images = [picture(shape) for shape in shapes]
+    question = "What is in the image?"
+    parts = [{"type": "image", "image": Image.fromarray(image)} for image in images]
+    turn = {"role": "user", "content": [*parts, {"type": "text", "text": question}]}
+    inputs = both.processor.apply_chat_template(
+        [turn], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        out = both.model.generate(**inputs, do_sample=False, max_new_tokens=24)
+    theirs = spelled(both.processor.tokenizer, out[0, inputs["input_ids"].shape[1] :])
+    sampling = SamplingConfig(n_predict=24)
+    with Captioner(both.text_path, mmproj=both.mmproj_path, **OPTIONS) as captioner:
+        caption = captioner.caption(images, question, sampling=sampling)
+    assert caption.report.n_prompt == inputs["input_ids"].shape[1]
+    assert caption.text == theirs
+    assert len(theirs) > 5
 
 
 def test_the_rule_in_the_file_is_their_processors(both):
