@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <sstream>
 
 #include "errors.h"
 #include "llama.h"
@@ -24,6 +25,15 @@ std::string token_text(const Model & model, int32_t token) {
 std::string end_token(const Model & model, const std::string & which, int32_t token) {
     const bool named = !model.meta("tokenizer.ggml." + which + "_token_id").empty();
     return named || llama_vocab_type(model.vocab()) != LLAMA_VOCAB_TYPE_BPE ? token_text(model, token) : "";
+}
+
+std::vector<std::string> lines(const std::string & text) {
+    std::vector<std::string> result;
+    std::istringstream stream(text);
+    for (std::string line; std::getline(stream, line);) {
+        result.push_back(line);
+    }
+    return result;
 }
 
 // ends `text` before the first stop string; true when there was one
@@ -82,6 +92,8 @@ void Engine::fill_info(bool with_self_test) {
     info_.eos = end_token(model_, "eos", llama_vocab_eos(model_.vocab()));
     info_.add_bos = llama_vocab_get_add_bos(model_.vocab());
     info_.nfc = model_.meta("atp.tokenizer.nfc") == "true";
+    info_.lstrip = lines(model_.meta("atp.tokenizer.lstrip"));
+    info_.rstrip = lines(model_.meta("atp.tokenizer.rstrip"));
     info_.media_marker = Vision::media_marker();
     info_.n_layer = model_.n_layer();
     info_.n_embd = model_.n_embd();

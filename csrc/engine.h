@@ -27,7 +27,9 @@ struct ModelInfo {
     uint64_t n_params = 0, size_bytes = 0;
     bool has_vision = false, mrope = false, can_prune = false;
     bool add_bos = false;  // the tokeniser itself puts bos in front
-    bool nfc = false;      // prompts are to be composed (Unicode NFC) first; the tokeniser does not
+    // what is to be done to a prompt, because the tokeniser does not
+    bool nfc = false;                         // compose characters (Unicode NFC)
+    std::vector<std::string> lstrip, rstrip;  // drop white space on the left, right of these tokens
     std::vector<int32_t> legal_cuts;
     std::vector<int32_t> atp_cuts;  // where the sidecar's modules sit; empty without a sidecar
     std::vector<std::string> devices;

@@ -27,6 +27,8 @@ class FakeInfo:
     eos: str = "</s>"
     add_bos: bool = True
     nfc: bool = False
+    lstrip: tuple = ()
+    rstrip: tuple = ()
     media_marker: str = "<__media__>"
     legal_cuts: tuple = (1, 2, 3, 4, 5, 6, 7)
     atp_cuts: tuple = ()

@@ -187,8 +187,17 @@ def test_merges_that_no_scores_express_are_refused(merges):
 
 
 def test_more_tokens_than_rows_are_refused():
-    with pytest.raises(NotImplementedError, match="token 7, the model 7 rows only"):
+    with pytest.raises(NotImplementedError, match="token 7, the model 7 rows only; resize"):
         spm_json.vocabulary(sentencepiece(MERGES), 7)
+    added = [{"id": 9, "content": "<image>", "special": True}]
+    with pytest.raises(NotImplementedError, match="token 9, the model 9 rows only; resize"):
+        spm_json.check_rows({"added_tokens": added, "model": {"vocab": {"a": 3}}}, 9)
+    for content, n_rows in (
+        ({"added_tokens": added}, 10),
+        ({"added_tokens": added}, None),
+        ({}, 1),
+    ):
+        spm_json.check_rows(content, n_rows)
 
 
 @pytest.mark.parametrize(

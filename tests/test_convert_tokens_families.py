@@ -32,15 +32,7 @@ def test_every_prompt_has_the_tokens_of_the_processor(family, converted):
     processor = load_processor(family, folder)
     sign = processor.tokenizer.convert_tokens_to_ids(IMAGE_TOKENS.get(family, "<|image_pad|>"))
     engine = _core.Engine(str(text), str(mmproj), n_gpu_layers=0, n_ctx=4096, self_test=False)
-    info = engine.info
-    chat = ChatPrompt(
-        info.chat_template,
-        bos=info.bos,
-        eos=info.eos,
-        add_bos=info.add_bos,
-        marker=info.media_marker,
-        nfc=info.nfc,
-    )
+    chat = ChatPrompt.for_model(engine.info)
     rng = np.random.default_rng(2)
     for height, width in ((112, 112), (100, 180), (300, 200)):
         picture = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -240,7 +240,7 @@ def test_facts_of_the_model(engines):
     assert (info.has_vision, info.can_prune, info.why_not, info.mrope) == (True, True, "", False)
     assert info.legal_cuts == [1, 2, 3, 4, 5, 6, 7]
     assert (info.bos, info.eos, info.media_marker) == ("<s>", "</s>", "<__media__>")
-    assert (info.add_bos, info.nfc) == (True, False)
+    assert (info.add_bos, info.nfc, info.lstrip, info.rstrip) == (True, False, [], [])
     assert (info.n_ctx_train, info.devices) == (4096, ["CPU"])
     assert info.size_bytes == 4 * info.n_params
     assert "USER: " in info.chat_template

@@ -228,3 +228,11 @@ def test_prompts_are_composed_where_the_tokeniser_would(nfc):
     word = "nai\u0308ve"
     composed = "na\u00efve" if nfc else word
     assert chat.render(word, 1) == f"USER: {M}\n{composed} ASSISTANT:"
+
+
+def test_white_space_that_belongs_to_a_token_is_dropped():
+    options = {"bos": "<s>", "eos": "</s>", "add_bos": True, "marker": M}
+    left = ChatPrompt(LLAVA_HF, **options, lstrip=["<image>", "<a>"])
+    assert left.render("x \n<a> y", 1) == f"USER:{M}\nx<a> y ASSISTANT:"
+    right = ChatPrompt(LLAVA_HF, **options, rstrip=["<image>", "<a>"])
+    assert right.render("x <a>\n y", 2) == f"USER: {M}{M}x <a>y ASSISTANT:"

@@ -46,7 +46,7 @@ KINDS = tuple(kinds.KINDS)
 
 
 def write_tokenizer(
-    folder, kind, *, sentencepiece=True, prefix="every", added_table=True, bos=True
+    folder, kind, *, sentencepiece=True, prefix="every", added_table=True, bos=True, strip=()
 ):
     """Writes the files of one tokenizer.
 
@@ -59,6 +59,7 @@ def write_tokenizer(
             tokenizers' "legacy" form), "first" only in front of the whole text, "never" nowhere.
         added_table: whether tokenizer_config.json lists the added tokens.
         bos: llama and mistral only: false overrides what tokenizer.json puts in front of text.
+        strip: pairs (token, "lstrip" or "rstrip"): white space beside it is a part of it.
 
     Returns:
         The TinyTokenizer.
@@ -74,6 +75,8 @@ def write_tokenizer(
         content = json.loads(_trained_bpe(made.form))
         content["added_tokens"] = []
     added = _add_tokens(content, made, pieces if made.form in ("llama", "gemma") else ())
+    for token in [*content["added_tokens"], *added.values()]:
+        token.update({side: True for name, side in strip if name == token["content"]})
     _write(folder / "tokenizer.json", content)
     config = _config(made, prefix)
     if not bos:

@@ -171,6 +171,8 @@ void register_info(py::module_ & m) {
         .def_readonly("media_marker", &ModelInfo::media_marker)
         .def_readonly("add_bos", &ModelInfo::add_bos)
         .def_readonly("nfc", &ModelInfo::nfc)
+        .def_readonly("lstrip", &ModelInfo::lstrip)
+        .def_readonly("rstrip", &ModelInfo::rstrip)
         .def_readonly("n_layer", &ModelInfo::n_layer)
         .def_readonly("n_embd", &ModelInfo::n_embd)
         .def_readonly("n_vocab", &ModelInfo::n_vocab)

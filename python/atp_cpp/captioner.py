@@ -136,14 +136,7 @@ class Captioner:
                 )
             self._image_spec = image_spec_of(self.mmproj)
             self._plan = self.settle_plan(plan)
-            self._prompt = ChatPrompt(
-                self._info.chat_template,
-                bos=self._info.bos,
-                eos=self._info.eos,
-                add_bos=self._info.add_bos,
-                nfc=self._info.nfc,
-                marker=self._info.media_marker,
-            )
+            self._prompt = ChatPrompt.for_model(self._info)
         except BaseException:
             self.close()
             raise

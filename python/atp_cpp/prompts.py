@@ -14,10 +14,10 @@ import json
 import logging
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 from jinja2 import nodes
@@ -26,6 +26,9 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from atp_cpp.errors import AtpError, ModelError
+
+if TYPE_CHECKING:
+    from atp_cpp._core import ModelInfo
 
 DEFAULT_PROMPT = "Describe the image."
 
@@ -42,7 +45,16 @@ class ChatPrompt:
     """Renders prompts for one model."""
 
     def __init__(
-        self, template: str, *, bos: str, eos: str, add_bos: bool, marker: str, nfc: bool = False
+        self,
+        template: str,
+        *,
+        bos: str,
+        eos: str,
+        add_bos: bool,
+        marker: str,
+        nfc: bool = False,
+        lstrip: Sequence[str] = (),
+        rstrip: Sequence[str] = (),
     ) -> None:
         """Compiles the template.
 
@@ -55,6 +67,8 @@ class ChatPrompt:
                 own is taken off, so that there are not two.
             marker: the engine's media marker.
             nfc: whether prompts are composed (Unicode's NFC), as the model's own tokeniser would.
+            lstrip: tokens which white space to their left belongs to, in that tokeniser.
+            rstrip: likewise to their right.
 
         Raises:
             ModelError: the template is not valid Jinja.
@@ -64,6 +78,8 @@ class ChatPrompt:
         self._add_bos = add_bos
         self._marker = marker
         self._nfc = nfc
+        self._lstrip = tuple(lstrip)
+        self._rstrip = tuple(rstrip)
         # tags that the template writes for an image: tokens that no text may hold
         self._signs: set[str] = set()
         # number of images -> prompt with _TEXT in place of the question
@@ -81,6 +97,27 @@ class ChatPrompt:
                 f"the model file's chat template is not valid Jinja: {_one_line(error)}; "
                 "convert the model again"
             ) from error
+
+    @classmethod
+    def for_model(cls, info: ModelInfo) -> ChatPrompt:
+        """The prompts of a loaded model.
+
+        Args:
+            info: what was loaded.
+
+        Raises:
+            ModelError: its template is not valid Jinja.
+        """
+        return cls(
+            info.chat_template,
+            bos=info.bos,
+            eos=info.eos,
+            add_bos=info.add_bos,
+            marker=info.media_marker,
+            nfc=info.nfc,
+            lstrip=info.lstrip,
+            rstrip=info.rstrip,
+        )
 
     def render(self, question: str, n_images: int) -> str:
         """The prompt for one turn: all images, then the question.
@@ -105,7 +142,17 @@ class ChatPrompt:
                     "leave it out, images are placed before the text"
                 )
         prompt = self._frames[n_images].replace(_TEXT, question.strip())
-        return unicodedata.normalize("NFC", prompt) if self._nfc else prompt
+        return self._as_tokenised(prompt)
+
+    def _as_tokenised(self, prompt: str) -> str:
+        """Does what the model's own tokeniser would do to a prompt, and the engine's does not."""
+        if self._nfc:
+            prompt = unicodedata.normalize("NFC", prompt)
+        for tokens, form in ((self._lstrip, r"\s+({})"), (self._rstrip, r"({})\s+")):
+            for token in tokens:
+                written = self._marker if token in self._signs else token
+                prompt = re.sub(form.format(re.escape(written)), r"\1", prompt)
+        return prompt
 
     def _frame(self, n_images: int) -> str:
         if self._template is None:

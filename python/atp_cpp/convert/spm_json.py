@@ -50,11 +50,7 @@ def vocabulary(content: dict[str, Any], n_tokens: int) -> Vocabulary:
     vocab: dict[str, int] = content["model"]["vocab"]
     added = {token["content"]: token for token in content.get("added_tokens", [])}
     ids = {**vocab, **{text: token["id"] for text, token in added.items()}}
-    if max(ids.values()) >= n_tokens:
-        raise NotImplementedError(
-            f"tokenizer.json has token {max(ids.values())}, the model {n_tokens} rows only; "
-            "get the tokenizer that belongs to it"
-        )
+    check_rows(content, n_tokens)
     joined = {text for text in vocab if text not in added and not _BYTE_TOKEN.fullmatch(text)}
     ranks = _ranks(content["model"].get("merges", []), joined)
     result = Vocabulary(
@@ -74,6 +70,18 @@ def vocabulary(content: dict[str, Any], n_tokens: int) -> Vocabulary:
         elif _BYTE_TOKEN.fullmatch(text):
             result.types[i] = BYTE
     return result
+
+
+def check_rows(content: dict[str, Any], n_rows: int | None) -> None:
+    """Refuses a tokenizer.json with tokens that the model's embedding has no rows for."""
+    vocab = content.get("model", {}).get("vocab", {})
+    last = max(vocab.values(), default=-1) if isinstance(vocab, dict) else -1
+    last = max([last, *(token["id"] for token in content.get("added_tokens", []))])
+    if n_rows is not None and last >= n_rows:
+        raise NotImplementedError(
+            f"tokenizer.json has token {last}, the model {n_rows} rows only; resize its embedding "
+            "(resize_token_embeddings), or get the tokenizer that belongs to it"
+        )
 
 
 def put_added(into: Vocabulary, token: dict[str, Any]) -> None:

@@ -11,7 +11,8 @@ the tokens of its file would be others than those of the checkpoint's processor:
 * a space in front of text: in front of all of it, or of its beginning only;
 * the chat template: of the files that may hold one, the one that the processor reads, with what
   the processor itself writes around an image;
-* Unicode's NFC, which some tokenizers apply and llama.cpp never does: key ``NFC_KEY``.
+* Unicode's NFC, and white space beside some tokens dropped, which some tokenizers do and llama.cpp
+  does not: keys ``NFC_KEY`` and ``STRIP_KEYS``, for :class:`atp_cpp.prompts.ChatPrompt`.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from conversion.base import ModelBase
 
 NFC_KEY = "atp.tokenizer.nfc"
+STRIP_KEYS = {"lstrip": "atp.tokenizer.lstrip", "rstrip": "atp.tokenizer.rstrip"}
 # config.model_type -> the tokenizer's name for the sign of an image, and what its processor writes
 # on both sides of it
 _AROUND_IMAGES = {"gemma3": ("boi_token", "\n\n")}
@@ -68,6 +70,7 @@ def exact(upstream: type[ModelBase]) -> type[ModelBase]:
 
     def set_vocab(self: Any) -> None:
         content = _json(self.dir_model / "tokenizer.json")
+        spm_json.check_rows(content, self.find_hparam(["vocab_size"], optional=True))
         if (
             spm_json.is_sentencepiece(content)
             and not (self.dir_model / "tokenizer.model").is_file()
@@ -92,8 +95,10 @@ def carry(writer: Any, folder: Path) -> None:
         writer: llama.cpp's GGUFWriter, the vocabulary in it.
         folder: the checkpoint.
     """
+    _add_stops(writer, folder)
     tokenizer = _tokenizer(folder)
     if tokenizer is None:
+        _put_template(writer, chat_template(folder))
         return
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     keys = writer.kv_data[0]
@@ -101,7 +106,6 @@ def carry(writer: Any, folder: Path) -> None:
     if sentencepiece:
         _add_tokens(keys, content)
     _add_ends(writer, tokenizer)
-    _add_stops(writer, folder)
     template = chat_template(folder) or _text(tokenizer.chat_template)
     around = _AROUND_IMAGES.get(_json(folder / "config.json").get("model_type", ""))
     if template and around:
@@ -112,11 +116,12 @@ def carry(writer: Any, folder: Path) -> None:
         writer.add_add_space_prefix(scheme in ("every", "always"))
         if scheme == "first" and template and _starts_with_text(tokenizer, template):
             template = "{{ ' ' }}" + template
-    if template:
-        _drop(keys, _TEMPLATE_KEY)
-        writer.add_chat_template(template)
+    _put_template(writer, template)
     if not sentencepiece and needs_nfc(content):
         writer.add_bool(NFC_KEY, True)
+    for side, key in STRIP_KEYS.items():
+        if tokens := [t["content"] for t in content.get("added_tokens", []) if t[side]]:
+            writer.add_string(key, "\n".join(tokens))
 
 
 def chat_template(folder: Path) -> str | None:
@@ -217,6 +222,12 @@ def _add_ends(writer: Any, tokenizer: Any) -> None:
             adds = False  # one token for both: it stands in front
         _drop(writer.kv_data[0], f"{_TOKENS}add_{name}_token")
         getattr(writer, f"add_add_{name}_token")(adds)
+
+
+def _put_template(writer: Any, template: str | None) -> None:
+    if template:
+        _drop(writer.kv_data[0], _TEMPLATE_KEY)
+        writer.add_chat_template(template)
 
 
 def _add_stops(writer: Any, folder: Path) -> None:
