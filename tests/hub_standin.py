@@ -23,7 +23,7 @@ from checkpoint_files import INDEX, PARTS
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_secret"
 BIG = {f"w{i}": np.arange(40_000, dtype=np.float32) + i for i in range(4)}
-NEEDED = {"config.json", "tokenizer.json", INDEX, *PARTS}
+NEEDED = {"README.md", "config.json", "tokenizer.json", INDEX, *PARTS}
 
 
 @dataclass

@@ -1,5 +1,6 @@
 """``atp-cpp convert`` and ``inspect`` on sidecars, and the script under llama.cpp's name."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,9 +11,10 @@ import pytest
 from atp_cpp import _core as core
 from atp_cpp import convert
 from atp_cpp.sidecar import AtpSidecar, fingerprint_from_gguf
+from checkpoint_files import LFS_POINTER, PARTS, write_checkpoint
 from sidecar_files import example
 
-pytest_plugins = ("fixtures_python",)
+pytest_plugins = ("fixtures_python", "fixtures_hub")
 
 TOOL = Path(__file__).resolve().parents[1] / "tools" / "convert_atp_to_gguf.py"
 
@@ -99,6 +101,101 @@ def test_the_script_is_the_same(trained, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=path)
     assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
     assert AtpSidecar.read_gguf(out) == example()
+
+
+# ---- checkpoints: what is refused needs neither PyTorch nor transformers
+
+
+def refused(ran):
+    """The one line, without the program's name; exit code 2 and nothing on stdout."""
+    assert (ran.code, ran.out) == (2, "")
+    assert len(ran.err.splitlines()) == 1 and ran.err.startswith("atp-cpp: error: ")
+    return ran.err.removeprefix("atp-cpp: error: ")
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (shutil.rmtree, "no folder"),
+        (lambda hf: (hf / "config.json").unlink(), "has no config.json"),
+        (lambda hf: (hf / "config.json").write_text("{"), "not JSON"),
+        (lambda hf: (hf / PARTS[1]).unlink(), f"missing {PARTS[1]} (1 of 2 weight files"),
+        (lambda hf: cut(hf / PARTS[0]), f"{PARTS[0]} is cut off: expected "),
+        (lambda hf: (hf / PARTS[0]).write_bytes(LFS_POINTER), "run `git lfs pull`"),
+        (lambda hf: [path.unlink() for path in hf.iterdir()], "is empty"),
+    ],
+)
+@pytest.mark.parametrize("options", [[], ["--dry-run"], ["--force"]])
+def test_a_checkpoint_that_is_not_whole(cli, tmp_path, spoil, reason, options):
+    hf = write_checkpoint(tmp_path / "hf", sharded=True)
+    spoil(hf)
+    ran = cli("convert", hf, "--outfile-dir", tmp_path / "out", *options)
+    assert reason in refused(ran)
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_that_are_there(cli, tmp_path):
+    hf = write_checkpoint(tmp_path / "hf")
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "mmproj-hf-f16.gguf").write_bytes(b"mine")
+    for options in ([], ["--dry-run"]):
+        message = refused(cli("convert", hf, "--outfile-dir", out, *options))
+        assert f"{out / 'mmproj-hf-f16.gguf'} is there already; " in message
+        assert "--force" in message
+    assert files_of(out) == ["mmproj-hf-f16.gguf"]
+    message = refused(cli("convert", hf, "--outfile-dir", hf / "config.json"))
+    assert "config.json is no folder; expected one for --outfile-dir" in message
+
+
+def test_options_that_do_not_go_together(cli, tmp_path):
+    hf = write_checkpoint(tmp_path / "hf")
+    assert "expected --outfile-dir" in refused(cli("convert", hf))
+    both = cli("convert", hf, "--outfile-dir", tmp_path, "--outfile", "x.gguf")
+    assert "--outfile is for --atp alone" in refused(both)
+    revision = cli("convert", hf, "--outfile-dir", tmp_path, "--revision", "main")
+    assert "which has no revisions" in refused(revision)
+    ran = cli("convert", hf, "--outfile-dir", tmp_path, "--outtype", "q9")
+    assert ran.code == 2 and "invalid choice: 'q9'" in ran.err
+
+
+def test_the_hub_by_the_command(cli, hub, tmp_path, monkeypatch):
+    """What it refuses, and an interrupted download that goes on."""
+    out = ["--outfile-dir", tmp_path / "out"]
+    assert "no such repository" in refused(cli("convert", "org/none", *out))
+    assert "has no revision v9" in refused(cli("convert", "org/tiny", "--revision", "v9", *out))
+    hub.gated = True
+    assert "is gated and no token is set" in refused(cli("convert", "org/tiny", *out))
+    hub.gated = False
+    hub.cuts[PARTS[1]] = [70_000] + [0] * 20
+    # PyTorch is not here to look at the headers before
+    monkeypatch.setattr("atp_cpp.convert.run._plan", lambda job, _: dict.fromkeys(
+        (job.text_out, job.mmproj_out), 0))  # fmt: skip
+    ran = cli("convert", "org/tiny", *out)
+    assert "broke off (" in ran.err and "run again: it resumes" in ran.err
+    assert (ran.code, ran.out) == (2, "") and not (tmp_path / "out").exists()
+    hub.cuts.clear()
+    monkeypatch.setattr("atp_cpp.convert.hub.http_get", interrupt)
+    ran = cli("convert", "org/tiny", *out)
+    assert (ran.code, ran.out) == (130, "") and ran.err.endswith("atp-cpp: interrupted\n")
+
+
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_packages_that_conversion_needs(cli, tmp_path, monkeypatch):
+    from atp_cpp.convert import child
+
+    hf = write_checkpoint(tmp_path / "hf")
+    monkeypatch.setattr(child, "find_spec", lambda name: None if name == "torch" else True)
+    message = refused(cli("convert", hf, "--outfile-dir", tmp_path / "out"))
+    assert "converting needs torch: pip install" in message and "atp_cpp[convert]" in message
+    assert not (tmp_path / "out").exists()
 
 
 # ---- inspect

@@ -73,7 +73,7 @@ def test_download(hub, tmp_path, capfd):
     assert set(read_checkpoint(folder, name).tensors) == set(BIG)
     assert folder.is_relative_to(tmp_path / "cache" / "models--org--tiny" / "snapshots")
     assert [len(hub.gets(part)) for part in PARTS] == [1, 1]
-    assert hub.gets("README.md") == []
+    assert not any("original" in asked.path for asked in hub.asked)
     hub.asked.clear()
     assert fetch("org/tiny") == (folder, name)
     assert fetch("org/tiny", revision="v1") == (folder, name)
@@ -108,7 +108,8 @@ def test_torch_files_where_there_is_nothing_else(hub):
     hub.files |= {"pytorch_model.bin": b"x", "optimizer.bin": b"x"}
     hub.large |= {"pytorch_model.bin"}
     folder, _ = fetch("org/tiny")
-    assert set(contents(folder)) == {"config.json", "tokenizer.json", "pytorch_model.bin"}
+    there = {"README.md", "config.json", "tokenizer.json", "pytorch_model.bin"}
+    assert set(contents(folder)) == there
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,33 @@ def test_dry_run_of_torch_files(hub):
     hub.files["pytorch_model.bin"] = b"x"
     message = refused("org/tiny", dry_run=True)
     assert "pytorch_model.bin" in message and "convert without --dry-run" in message
+
+
+# ---- a look before the download
+
+
+def test_a_look_before_the_download(hub):
+    seen = []
+
+    def look(folder, name):
+        read = read_checkpoint(folder, name)
+        seen.append((folder, name, read.tensors, list(hub.asked)))
+
+    folder, name = fetch("org/tiny", before_download=look)
+    ((hollow, seen_name, tensors, asked),) = seen
+    assert hollow != folder and not hollow.exists()
+    assert (seen_name, tensors) == (name, read_checkpoint(folder, name).tensors)
+    assert not any(a.path.startswith("/store/") and not a.range for a in asked)
+    fetch("org/tiny", before_download=look)
+    assert len(seen) == 1  # nothing to download
+
+
+def test_what_it_raises_stops_the_download(hub, tmp_path):
+    def look(folder, name):
+        raise ConvertError(f"{name} will not do")
+
+    assert refused("org/tiny", before_download=look) == "tiny will not do"
+    assert not (tmp_path / "cache" / "models--org--tiny" / "blobs").exists()
 
 
 # ---- refusals

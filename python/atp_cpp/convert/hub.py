@@ -41,12 +41,14 @@ from atp_cpp.convert.locks import take_lock
 from atp_cpp.convert.outputs import readable_size
 from atp_cpp.errors import ConvertError
 
-# everything but weights: configuration, tokenizer, processor, chat templates, index of the weights
-SMALL = ("*.json", "*.jinja", "*.model", "tokenizer.model.*", "merges.txt", "vocab.txt")
+# everything but weights: configuration, tokenizer, processor, chat templates, index of the weights;
+# and the model card, from which the licence goes into the files
+SMALL = (
+    *("*.json", "*.jinja", "*.model", "tokenizer.model.*"),
+    *("merges.txt", "vocab.txt", "README.md"),
+)
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the second only without the first
 API_TIMEOUT_S = 30
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,48 +122,55 @@ def read_listing(repo: str, revision: str | None) -> Repository:
     return Repository(repo, revision, info.sha, tuple(small), weights)
 
 
-def download(repository: Repository) -> Path:
+def missing_files(repository: Repository) -> list[RemoteFile]:
+    """Files that are not in the cache's snapshot of this commit."""
+    return [
+        file
+        for file in repository.files
+        if not isinstance(
+            try_to_load_from_cache(repository.repo, file.name, revision=repository.commit), str
+        )
+    ]
+
+
+def listed(files: Sequence[RemoteFile]) -> str:
+    """Names and sizes for the user, and where they go."""
+    sizes = ", ".join(f"{file.name} ({readable_size(file.n_bytes)})" for file in files)
+    return f"{sizes}, together {readable_size(sum(f.n_bytes for f in files))}, to {cache_folder()}"
+
+
+def download(repository: Repository, missing: Sequence[RemoteFile]) -> Path:
     """The repository's snapshot in the cache; what is missing is downloaded.
 
     Raises:
-        ConvertError: there is no space, or a file did not arrive as it was sent.
+        ConvertError: a file did not arrive as it was sent.
         Exception: what huggingface_hub and its HTTP client raise.
     """
-    missing = _missing(repository)
-    if missing:
-        _check_space(repository, missing)
-        size = readable_size(sum(file.n_bytes for file in missing))
-        _log.info("downloading %d files, %s, of %s", len(missing), size, repository.repo)
     for file in missing:
         if file.sha256:
             _download_blob(repository, file)
     return _snapshot(repository, repository.files)
 
 
+def has_headers(repository: Repository) -> bool:
+    """Whether the weights can be described without being downloaded: safetensors can."""
+    return all(file.name.endswith(".safetensors") for file in repository.weights)
+
+
 def headers_only(repository: Repository) -> Path:
-    """The snapshot in the cache if it is whole; else a temporary folder without the weights' data.
+    """A temporary folder with all but the weights' data.
 
     Its weight files have the header and the size of the true ones, and a hole for the data. It
-    lasts as long as the process.
+    lasts as long as the process, if nobody removes it.
 
     Raises:
         ConvertError: the weights are PyTorch's own, whose headers cannot be had alone.
         Exception: what huggingface_hub and its HTTP client raise.
     """
-    missing = _missing(repository)
-    if not missing:
-        return _snapshot(repository, repository.files)
-    _log.info(
-        "would download %s, together %s, into %s",
-        ", ".join(f"{file.name} ({readable_size(file.n_bytes)})" for file in missing),
-        readable_size(sum(file.n_bytes for file in missing)),
-        cache_folder(),
-    )
-    torch_files = [f.name for f in repository.weights if not f.name.endswith(".safetensors")]
-    if torch_files:
+    if not has_headers(repository):
         raise ConvertError(
-            f"{repository.repo}: what {torch_files[0]} holds is not known before it is "
-            "downloaded; convert without --dry-run"
+            f"{repository.repo}: what {repository.weights[0].name} holds is not known before it "
+            "is downloaded; convert without --dry-run"
         )
     folder = Path(tempfile.mkdtemp(prefix="atp-cpp-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
@@ -172,6 +181,29 @@ def headers_only(repository: Repository) -> Path:
         )
         _write_hollow(folder / file.name, metadata.tensors)
     return folder
+
+
+def check_space(repository: Repository, missing: Sequence[RemoteFile]) -> None:
+    """Compares what is still to be downloaded with what is free.
+
+    Raises:
+        ConvertError: there is less.
+    """
+    blobs = _blobs(repository)
+    needed = 0
+    for file in missing:
+        if not (file.sha256 and (blobs / file.sha256).exists()):
+            partial = _partial(blobs, file)
+            n_here = partial.stat().st_size if file.sha256 and partial.exists() else 0
+            needed += max(file.n_bytes - n_here, 0)
+    folder = next(f for f in (blobs, *blobs.parents) if f.exists())
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise ConvertError(
+            f"{cache_folder()}: not enough space to download {repository.repo}: expected "
+            f"{readable_size(needed)}, got {readable_size(free)} free; free some, or name another "
+            "place with HF_HUB_CACHE"
+        )
 
 
 def cached_folder(repo: str, revision: str | None) -> Path:
@@ -245,35 +277,6 @@ _NO_BAR: Any = type("NoBar", (_BAR,), {"__init__": _hidden})
 
 def _token() -> str | None:
     return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-
-
-def _missing(repository: Repository) -> list[RemoteFile]:
-    """Files that are not in the cache's snapshot of this commit."""
-    return [
-        file
-        for file in repository.files
-        if not isinstance(
-            try_to_load_from_cache(repository.repo, file.name, revision=repository.commit), str
-        )
-    ]
-
-
-def _check_space(repository: Repository, missing: Sequence[RemoteFile]) -> None:
-    blobs = _blobs(repository)
-    needed = 0
-    for file in missing:
-        if not (file.sha256 and (blobs / file.sha256).exists()):
-            partial = _partial(blobs, file)
-            n_here = partial.stat().st_size if file.sha256 and partial.exists() else 0
-            needed += max(file.n_bytes - n_here, 0)
-    folder = next(f for f in (blobs, *blobs.parents) if f.exists())
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ConvertError(
-            f"{cache_folder()}: not enough space to download {repository.repo}: expected "
-            f"{readable_size(needed)}, got {readable_size(free)} free; free some, or name another "
-            "place with HF_HUB_CACHE"
-        )
 
 
 def _blobs(repository: Repository) -> Path:

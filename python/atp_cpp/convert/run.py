@@ -20,6 +20,7 @@ from atp_cpp.convert.source import fetch
 from atp_cpp.convert.worker import Job
 from atp_cpp.errors import ConvertError
 from atp_cpp.fingerprint import fingerprint_from_gguf
+from atp_cpp.sidecar import AtpSidecar
 
 TEXT_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_k_m", "auto")
 MMPROJ_TYPES = ("f32", "f16", "bf16", "q8_0", "auto")
@@ -71,6 +72,59 @@ class _Target:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What the user wants of a checkpoint; see `convert_hf`."""
+
+    outfile_dir: Path
+    outtype: str
+    mmproj_outtype: str
+    atp: str | os.PathLike[str] | None
+    model_name: str | None
+    force: bool
+    verbose: bool
+
+    def rehearse(self, folder: Path, name: str) -> tuple[ConvertedFile, ...]:
+        """Everything but tensors: checks all, writes nothing that stays; the weights may be holes.
+
+        Args:
+            folder: of the checkpoint.
+            name: for the files, unless the user gave one.
+        """
+        checkpoint, target, _ = self._prepare(folder, name)
+        with tempfile.TemporaryDirectory() as elsewhere:
+            parts = {path: Path(elsewhere) / path.name for path in target.paths}
+            files = []
+            if self.atp is not None and target.sidecar is not None:
+                files.append(_sidecar(self.atp, target.sidecar, parts[target.sidecar], None))
+            job = target.job(checkpoint, parts)
+            return (*_converted(target, job, _plan(job, self.verbose)), *files)
+
+    def convert(
+        self, folder: Path, name: str, on_progress: Progress | None
+    ) -> tuple[ConvertedFile, ...]:
+        """Writes the files."""
+        checkpoint, target, outputs = self._prepare(folder, name)
+        if self.atp is not None:
+            AtpSidecar.load_dir(self.atp)  # before the long part
+        with outputs:
+            parts = {path: outputs.part(path) for path in target.paths}
+            job = target.job(checkpoint, parts)
+            files = _converted(target, job, _write(job, outputs, self.verbose, on_progress))
+            if self.atp is not None and target.sidecar is not None:
+                text = parts[target.text]
+                files.append(_sidecar(self.atp, target.sidecar, parts[target.sidecar], text))
+            return tuple(files)
+
+    def _prepare(self, folder: Path, name: str) -> tuple[Checkpoint, _Target, Outputs]:
+        name = _checked_name(self.model_name) if self.model_name else name
+        checkpoint = read_checkpoint(folder, name)
+        target = _target(
+            checkpoint, self.outfile_dir, self.outtype, self.mmproj_outtype, self.atp is not None
+        )
+        return checkpoint, target, Outputs(target.paths, force=self.force)
+
+
 def convert_hf(
     source: str | os.PathLike[str],
     outfile_dir: str | os.PathLike[str],
@@ -111,26 +165,16 @@ def convert_hf(
     """
     _check_type("outtype", outtype, TEXT_TYPES)
     _check_type("mmproj_outtype", mmproj_outtype, MMPROJ_TYPES)
-    folder, name = fetch(os.fspath(source), revision=revision, dry_run=dry_run)
-    checkpoint = read_checkpoint(folder, _checked_name(model_name) if model_name else name)
-    target = _target(checkpoint, Path(outfile_dir), outtype, mmproj_outtype, atp is not None)
-    outputs = Outputs(target.paths, force=force)
+    request = _Request(Path(outfile_dir), outtype, mmproj_outtype, atp, model_name, force, verbose)
+    folder, name = fetch(
+        os.fspath(source),
+        revision=revision,
+        dry_run=dry_run,
+        before_download=request.rehearse,  # gigabytes are not to come for nothing
+    )
     if dry_run:
-        with tempfile.TemporaryDirectory() as elsewhere:
-            parts = {path: Path(elsewhere) / path.name for path in target.paths}
-            job = target.job(checkpoint, parts)
-            files = _converted(target, job, _plan(job, verbose))
-            if atp is not None and target.sidecar is not None:
-                files.append(_sidecar(atp, target.sidecar, parts[target.sidecar], None))
-            return tuple(files)
-    with outputs:
-        parts = {path: outputs.part(path) for path in target.paths}
-        job = target.job(checkpoint, parts)
-        files = _converted(target, job, _write(job, outputs, verbose, on_progress))
-        if atp is not None and target.sidecar is not None:
-            text = parts[target.text]
-            files.append(_sidecar(atp, target.sidecar, parts[target.sidecar], text))
-        return tuple(files)
+        return request.rehearse(folder, name)
+    return request.convert(folder, name, on_progress)
 
 
 def stored_type(checkpoint: Checkpoint) -> str:

@@ -11,8 +11,10 @@ import errno
 import logging
 import os
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,13 @@ _HUB_ID = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
 _log = logging.getLogger(__name__)
 
 
-def fetch(source: str, *, revision: str | None = None, dry_run: bool = False) -> tuple[Path, str]:
+def fetch(
+    source: str,
+    *,
+    revision: str | None = None,
+    dry_run: bool = False,
+    before_download: Callable[[Path, str], object] | None = None,
+) -> tuple[Path, str]:
     """The folder of a checkpoint, downloaded if it has to be, and the name for its output files.
 
     Args:
@@ -35,6 +43,8 @@ def fetch(source: str, *, revision: str | None = None, dry_run: bool = False) ->
         dry_run: download no weights. The folder, if it is not in the cache already, is then a
             temporary one whose weight files have their headers and, in the place of the data,
             a hole (zeros that take no space).
+        before_download: called with folder and name as in a dry run when weights are about to be
+            downloaded; what it raises stops that. Not called for PyTorch's own weight files.
 
     Raises:
         ConvertError: it is neither, the repository or the revision is not there or not ours to
@@ -53,7 +63,17 @@ def fetch(source: str, *, revision: str | None = None, dry_run: bool = False) ->
             f"{source}: no folder {local.absolute()}, and no hub id, which is org/name; name one "
             "of them"
         )
-    return _from_hub(source, revision, dry_run), source.split("/")[1]
+    name = source.split("/")[1]
+    look = None if before_download is None else partial(_called, before_download, name)
+    return _from_hub(source, revision, dry_run, look), name
+
+
+def _called(look: Callable[[Path, str], object], name: str, folder: Path) -> None:
+    """Shows it a folder of headers, which goes afterwards."""
+    try:
+        look(folder, name)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _name_of(folder: Path) -> str:
@@ -67,7 +87,9 @@ def _name_of(folder: Path) -> str:
     return whole.name or "model"
 
 
-def _from_hub(repo: str, revision: str | None, dry_run: bool) -> Path:
+def _from_hub(
+    repo: str, revision: str | None, dry_run: bool, look: Callable[[Path], None] | None
+) -> Path:
     try:
         import huggingface_hub  # noqa: F401
     except ImportError as error:
@@ -89,7 +111,19 @@ def _from_hub(repo: str, revision: str | None, dry_run: bool) -> Path:
                 folder = hub.cached_folder(repo, revision)
             _log.warning("%s cannot be reached; taking %s from the cache", hub.endpoint(), repo)
             return folder
-        return hub.headers_only(repository) if dry_run else hub.download(repository)
+        missing = hub.missing_files(repository)
+        if not missing:
+            return hub.download(repository, missing)  # no bytes, but the cache learns the revision
+        if dry_run:
+            _log.info("would download %s", hub.listed(missing))
+            return hub.headers_only(repository)
+        hub.check_space(repository, missing)
+        hollow = hub.headers_only(repository) if look and hub.has_headers(repository) else None
+    if look and hollow:
+        look(hollow)
+    with _named_failures(repo, revision), hub.quiet():
+        _log.info("downloading %s", hub.listed(missing))
+        return hub.download(repository, missing)
 
 
 @contextmanager

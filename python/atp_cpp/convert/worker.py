@@ -19,6 +19,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -160,8 +161,20 @@ def prepare(model: ModelBase) -> None:
     """Everything but bytes: tensors by name, shape and type, tokenizer and metadata."""
     path = model.fname_out
     model.prepare_tensors()
-    model.prepare_metadata(vocab_only=False)
+    with _named_for_card(model):
+        model.prepare_metadata(vocab_only=False)
     model.fname_out = path  # llama.cpp would put the type into some names
+
+
+@contextmanager
+def _named_for_card(model: ModelBase) -> Iterator[None]:
+    """llama.cpp guesses at general.* by the folder's name, which in the hub's cache is a commit."""
+    assert model.model_name is not None
+    with tempfile.TemporaryDirectory() as elsewhere:
+        link = Path(elsewhere) / model.model_name
+        link.symlink_to(model.dir_model.absolute(), target_is_directory=True)
+        model.dir_model_card = link
+        yield
 
 
 def write_head(model: ModelBase) -> int:
