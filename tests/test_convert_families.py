@@ -91,7 +91,7 @@ def test_the_same_pixels_give_the_same_features(pair, family):
     # tokens differ from each other: agreement is not about one vector repeated
     assert np.std(expected, axis=0).mean() > 0.3 * np.std(expected)
     assert cosine(expected, measured).min() > 0.9999
-    check(nmse(expected, measured), "cpu", "f32", "features = HF")
+    check(nmse(expected, measured), "cpu", "f32", "families' features = transformers")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,7 +104,7 @@ def test_photographs_give_the_same_features(pair, family):
         expected = both.features(pixels)
         measured = engine.encode(PROMPT, [pixels]).embd
         assert measured.shape == expected.shape, f"{size}: another number of image tokens"
-        check(nmse(expected, measured), "cpu", "f32", "features = HF")
+        check(nmse(expected, measured), "cpu", "f32", "families' features = transformers")
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "smolvlm", "internvl"])
@@ -131,10 +131,10 @@ def test_the_same_logits_and_the_same_continuation(pair, family):
         )
     ours = decoder(both.text)
     alone = prefill(ours, both.rows(seq, both.features(pixels)))
-    check(nmse(expected, alone), "cpu", precision(family), "decoder = HF")
+    check(nmse(expected, alone), "cpu", precision(family), "families' decoder = transformers")
     ours.remove(0)
     logits = prefill(ours, seq)
-    check(nmse(expected, logits), "cpu", "f32", "logits = HF")
+    check(nmse(expected, logits), "cpu", "f32", "families' logits = transformers")
     tokens, _ = continuation(ours, logits[-1], seq.n_pos, N_DECODED)
     assert tokens == said[0, seq.n_rows :].tolist()
     assert len(set(tokens)) > 10

@@ -97,11 +97,11 @@ TABLE = {
     ("cpu", "f32", "tiles' logits = transformers"): 1e-6,  # 5.6e-7
     # a converted checkpoint and transformers, both in F32: ggml's GELU reads a table of halves, and
     # takes the tanh form where PyTorch's is exact
-    ("cpu", "f32", "features = HF"): 5e-7,  # 2.1e-7
-    ("cpu", "f32", "logits = HF"): 1e-6,  # 6.5e-7
+    ("cpu", "f32", "families' features = transformers"): 5e-7,  # 2.1e-7
+    ("cpu", "f32", "families' logits = transformers"): 1e-6,  # 6.5e-7
     # from the same features
-    ("cpu", "f32", "decoder = HF"): 2e-9,  # 5.8e-10
-    ("cpu", "f32, GELU table", "decoder = HF"): 1e-6,  # 1.6e-7
+    ("cpu", "f32", "families' decoder = transformers"): 2e-9,  # 5.8e-10
+    ("cpu", "f32, GELU table", "families' decoder = transformers"): 1e-6,  # 1.6e-7
     # the same on ggml's RPC device and the CPU at once: all, half or none of the layers over there
     ("rpc", ANY, "staged = whole"): 0.0,  # 0.0
     ("rpc", ANY, "device = CPU"): 0.0,  # 0.0; the server computes on a CPU, too
