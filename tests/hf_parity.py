@@ -45,10 +45,12 @@ class Pair:
         """Ours, in F32 throughout."""
         return core.Engine(str(self.text), str(self.mmproj), self_test=False, **OPTIONS)
 
-    def prepare(self, pixels: Pixels) -> dict[str, Any]:
-        """What transformers' model takes of an image."""
-        image: Any = [Image.fromarray(pixels)]
-        batch = self.processor([image] if self.family == "smolvlm" else image, return_tensors="pt")
+    def prepare(self, *pixels: Pixels) -> dict[str, Any]:
+        """What transformers' model takes of the images of a prompt."""
+        images: Any = [Image.fromarray(array) for array in pixels]
+        if self.family == "smolvlm":
+            images = [images]
+        batch = self.processor(images, return_tensors="pt")
         wanted = ("pixel_values", "image_grid_thw", "pixel_attention_mask")
         return {name: batch[name] for name in wanted if name in batch}
 
@@ -64,13 +66,13 @@ class Pair:
         deeper = getattr(out, "deepstack_features", None) or ()
         return np.concatenate([_rows(part) for part in (out.pooler_output, *deeper)], axis=1)
 
-    def inputs(self, tokens: list[int], pixels: Pixels) -> dict[str, Any]:
+    def inputs(self, tokens: list[int], *pixels: Pixels) -> dict[str, Any]:
         """Arguments of the model's forward for the rows of a Sequence (-1: an image token)."""
         import torch
 
         image_token = self.model.config.image_token_id
         ids = torch.tensor([[image_token if token < 0 else token for token in tokens]])
-        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.prepare(pixels)}
+        given = {"input_ids": ids, "attention_mask": torch.ones_like(ids), **self.prepare(*pixels)}
         of_image = (ids == image_token).long()
         if self.family.startswith("qwen"):
             given["mm_token_type_ids"] = of_image
