@@ -25,8 +25,10 @@ _PROCESSORS = {
         {"image_seq_length": 16},
     ),
 }
+_PROCESSORS["internvl_hf"] = _PROCESSORS["internvl"]
 FAMILIES = tuple(_PROCESSORS)
-IMAGE_TOKENS = {"gemma3": "<image_soft_token>", "smolvlm": "<image>", "internvl": "<IMG_CONTEXT>"}
+IMAGE_TOKENS = {"gemma3": "<image_soft_token>", "smolvlm": "<image>"}
+IMAGE_TOKENS |= dict.fromkeys(("internvl", "internvl_hf"), "<IMG_CONTEXT>")
 
 
 class NoVideos:

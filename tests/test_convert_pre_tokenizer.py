@@ -221,3 +221,37 @@ def test_what_a_processor_writes_around_an_image_is_written_by_the_template():
     assert with_surroundings("{{ text }}", "<i>", "\n\n") == "{{ text }}"
     with pytest.raises(NotImplementedError, match="'<i>' as part of something else"):
         with_surroundings("{{ 'image: <i>' }}", "<i>", "\n\n")
+
+
+REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+PREPEND = {"type": "Prepend", "prepend": "▁"}
+PLAIN = {"type": "BPE", "vocab": {"▁a": 0, "▁": 1}}
+SPANNING = {"type": "BPE", "vocab": {"▁a": 0, "▁▁": 1}}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"model": SPANNING, "normalizer": {"type": "Sequence", "normalizers": [PREPEND, REPLACE]}},
+        {"model": SPANNING, "pre_tokenizer": {**METASPACE, "split": False}},
+        {"model": PLAIN, "pre_tokenizer": METASPACE},
+        {"model": PLAIN, "normalizer": {"type": "NFC"}},
+        {"model": SPANNING, "pre_tokenizer": {"type": "Split", "pattern": {"String": " "}}},
+    ],
+)
+def test_sentencepiece_as_llama_cpp_does_it_is_taken(content):
+    spm_json.check_cuts(content)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"model": {"type": "Unigram", "vocab": []}}, "model 'Unigram'"),
+        ({"model": PLAIN, "normalizer": {"type": "Precompiled"}}, "normalizer 'Precompiled'"),
+        ({"model": SPANNING, "pre_tokenizer": METASPACE}, "may join '▁▁': the tokens would"),
+        ({"model": PLAIN, "pre_tokenizer": {"type": "Digits"}}, "pre_tokenizer 'Digits'"),
+    ],
+)
+def test_sentencepiece_of_another_kind_is_refused(content, message):
+    with pytest.raises(NotImplementedError, match=message):
+        spm_json.check_cuts(content)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from atp_cpp.convert.spm_json import parts
+
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 _SIGNS = r"| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES
@@ -114,7 +116,7 @@ def detect_pre(folder: Path, known_hash_result: str | None) -> str:
 
 def needs_nfc(content: dict[str, Any]) -> bool:
     """Whether a tokenizer composes characters (Unicode's NFC) first; llama.cpp never does."""
-    return _normalizers(content.get("normalizer")) == ["NFC"]
+    return "NFC" in _normalizers(content.get("normalizer"))
 
 
 def _cuts(content: dict[str, Any]) -> tuple[str, ...]:
@@ -122,7 +124,7 @@ def _cuts(content: dict[str, Any]) -> tuple[str, ...]:
     normalizers = _normalizers(content.get("normalizer"))
     if normalizers not in ([], ["NFC"]):
         raise _unknown(f"normalizer {_short(content['normalizer'])}")
-    steps = _steps(content.get("pre_tokenizer"))
+    steps = parts(content.get("pre_tokenizer"), "pretokenizers")
     last = steps[-1] if steps else {}
     if last.get("type") != "ByteLevel" or last.get("add_prefix_space", True):
         found = _short(content.get("pre_tokenizer"))
@@ -158,19 +160,7 @@ def _check_model(model: dict[str, Any]) -> None:
 
 
 def _normalizers(normalizer: dict[str, Any] | None) -> list[str]:
-    if normalizer is None:
-        return []
-    if normalizer.get("type") == "Sequence":
-        return [name for part in normalizer["normalizers"] for name in _normalizers(part)]
-    return [str(normalizer.get("type"))]
-
-
-def _steps(pre_tokenizer: dict[str, Any] | None) -> list[dict[str, Any]]:
-    if pre_tokenizer is None:
-        return []
-    if pre_tokenizer.get("type") == "Sequence":
-        return [step for part in pre_tokenizer["pretokenizers"] for step in _steps(part)]
-    return [pre_tokenizer]
+    return [str(part.get("type")) for part in parts(normalizer, "normalizers")]
 
 
 def _unknown(found: str) -> NotImplementedError:

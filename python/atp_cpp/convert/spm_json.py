@@ -34,6 +34,47 @@ def is_sentencepiece(content: dict[str, Any]) -> bool:
     return model.get("type") == "BPE" and bool(model.get("byte_fallback"))
 
 
+def check_cuts(content: dict[str, Any]) -> None:
+    """Refuses what llama.cpp's SentencePiece tokenizer does not do.
+
+    Args:
+        content: what is in tokenizer.json.
+
+    Raises:
+        NotImplementedError: another model than BPE, a normalizer that changes more than spaces (NFC
+            aside), or a cut where tokens may span it; the message shows it.
+    """
+    model = content.get("model", {})
+    if model.get("type", "BPE") != "BPE":
+        raise _unlike(f"model {model['type']!r}, llama.cpp joins pairs as BPE does")
+    for part in parts(content.get("normalizer"), "normalizers"):
+        if part.get("type") not in ("Prepend", "Replace", "NFC"):
+            raise _unlike(f"normalizer {part.get('type')!r}, llama.cpp replaces spaces only")
+    for part in parts(content.get("pre_tokenizer"), "pretokenizers"):
+        kind = part.get("type")
+        if kind == "Metaspace" and part.get("split", True):
+            spanning = (text for text in model.get("vocab", {}) if "▁" in text[1:])
+            if (text := next(spanning, None)) is not None:
+                raise _unlike(f"a cut before each space, llama.cpp may join {text!r}")
+        elif kind != "Metaspace" and part.get("pattern") != {"String": " "}:
+            raise _unlike(f"pre_tokenizer {kind!r}, llama.cpp does not cut")
+
+
+def parts(step: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:
+    """The steps of a normalizer or pre-tokenizer, one or a sequence called ``name``."""
+    if step is None:
+        return []
+    if step.get("type") == "Sequence":
+        return [inner for part in step[name] for inner in parts(part, name)]
+    return [step]
+
+
+def _unlike(found: str) -> NotImplementedError:
+    return NotImplementedError(
+        f"tokenizer.json has {found}: the tokens would differ from Hugging Face's"
+    )
+
+
 def vocabulary(content: dict[str, Any], n_tokens: int) -> Vocabulary:
     """The lists that make llama.cpp's tokens those of a tokenizer.json.
 

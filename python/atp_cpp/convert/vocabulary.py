@@ -104,6 +104,7 @@ def carry(writer: Any, folder: Path) -> None:
     keys = writer.kv_data[0]
     sentencepiece = keys[f"{_TOKENS}model"].value == "llama"
     if sentencepiece:
+        spm_json.check_cuts(content)
         _add_tokens(keys, content)
     _add_ends(writer, tokenizer)
     template = chat_template(folder) or _text(tokenizer.chat_template)
@@ -117,7 +118,7 @@ def carry(writer: Any, folder: Path) -> None:
         if scheme == "first" and template and _starts_with_text(tokenizer, template):
             template = "{{ ' ' }}" + template
     _put_template(writer, template)
-    if not sentencepiece and needs_nfc(content):
+    if needs_nfc(content):
         writer.add_bool(NFC_KEY, True)
     for side, key in STRIP_KEYS.items():
         if tokens := [t["content"] for t in content.get("added_tokens", []) if t[side]]:
@@ -149,12 +150,10 @@ def prefix_scheme(content: dict[str, Any]) -> str:
         "every": in front of each stretch between special tokens; "always": likewise, unless there
         is one; "first": in front of the whole text, unless there is one; or "never".
     """
-    normalizer = content.get("normalizer") or {}
-    for part in normalizer.get("normalizers", [normalizer]):
+    for part in spm_json.parts(content.get("normalizer"), "normalizers"):
         if part.get("type") == "Prepend":
             return "every"
-    cutter = content.get("pre_tokenizer") or {}
-    for part in cutter.get("pretokenizers", [cutter]):
+    for part in spm_json.parts(content.get("pre_tokenizer"), "pretokenizers"):
         if part.get("type") == "Metaspace":
             return str(part.get("prepend_scheme", "always"))
     return "never"
