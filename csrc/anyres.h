@@ -5,7 +5,7 @@
 // Out: rows [n][n_embd] and a span for each grid: the overview as it is, then the tiles as one grid, without the part
 //      that shows the canvas only, with the line's end as its last column.
 // Source: transformers 5.23, pack_image_features of LLaVA-NeXT and LLaVA-OneVision (which shrinks large grids).
-// Throws ImageError for sizes that Hugging Face cannot pack either, and before anything else is done.
+// Throws ImageError for sizes that Hugging Face cannot pack either.
 #pragma once
 
 #include <cstdint>
