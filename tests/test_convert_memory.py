@@ -8,7 +8,7 @@ import pytest
 
 from atp_cpp import _core as core
 from atp_cpp.convert.run import convert_hf
-from resident import needs_proc
+from resident import children, needs_proc
 from sharded_llava import Shape, write_sharded_llava
 
 pytestmark = [pytest.mark.torch, needs_proc]
@@ -55,12 +55,6 @@ class Watch:
     def __exit__(self, *_):
         self._done.set()
         self._thread.join()
-
-
-def children():
-    """The status files of this process's children, whichever thread started them."""
-    pids = (path.read_text().split() for path in Path("/proc/self/task").glob("*/children"))
-    return [f"/proc/{pid}/status" for found in pids for pid in found]
 
 
 def peak_of(folder, out, outtype):
