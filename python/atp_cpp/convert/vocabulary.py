@@ -272,7 +272,10 @@ def _tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        # it must not ask on stdin whether to run the checkpoint's code
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
     except Exception as error:  # it asks for packages or code of the checkpoint's own
         _log.warning("transformers cannot load the tokenizer: %s", error)
         return None
