@@ -6,6 +6,9 @@
 #include <filesystem>
 #include <fstream>
 #include <memory>
+#include <mutex>
+#include <system_error>
+#include <thread>
 
 #include "errors.h"
 #include "gguf.h"
@@ -156,6 +159,44 @@ void check_target(const std::string & source, const std::string & target, uint64
     }
 }
 
+// how many of these threads can live at once: llama.cpp ends the process when one cannot be started
+int32_t startable(int32_t n_threads) {
+    std::mutex gate;
+    std::vector<std::thread> threads;
+    threads.reserve(n_threads);
+    {
+        const std::lock_guard<std::mutex> closed(gate);
+        try {
+            for (int32_t i = 0; i < n_threads; ++i) {
+                threads.emplace_back([&gate] { const std::lock_guard<std::mutex> wait(gate); });
+            }
+        } catch (const std::system_error &) {
+            // no more than these
+        }
+    }
+    for (std::thread & thread : threads) {
+        thread.join();
+    }
+    return static_cast<int32_t>(threads.size());
+}
+
+int32_t usable_threads(int32_t n_threads) {
+    if (n_threads < 0 || n_threads > GGML_MAX_N_THREADS) {
+        throw ModelError("n_threads must be 0 to " + std::to_string(GGML_MAX_N_THREADS) + ", got " +
+                         std::to_string(n_threads));
+    }
+    if (n_threads == 0) {
+        const auto cores = static_cast<int32_t>(std::thread::hardware_concurrency());
+        return std::max(1, startable(std::min(cores, GGML_MAX_N_THREADS)));
+    }
+    const int32_t started = startable(n_threads);
+    if (started < n_threads) {
+        throw ModelError("of " + std::to_string(n_threads) + " threads only " + std::to_string(started) +
+                         " can be started here; ask for fewer with n_threads");
+    }
+    return n_threads;
+}
+
 void remove_target(const std::string & target) {
     std::error_code ec;
     fs::remove(fs::u8path(target), ec);  // what failed before is what the caller hears of
@@ -179,15 +220,12 @@ uint64_t quantised_size(const std::string & source, const std::string & type) {
 
 void quantise(const std::string & source, const std::string & target, const std::string & type, int32_t n_threads) {
     log_capture::install();
-    if (n_threads < 0 || n_threads > GGML_MAX_N_THREADS) {
-        throw ModelError("n_threads must be 0 to " + std::to_string(GGML_MAX_N_THREADS) + ", got " +
-                         std::to_string(n_threads));
-    }
     const llama_ftype ftype = ftype_of(type);
+    const int32_t usable = usable_threads(n_threads);
     const uint64_t expected = size_of(make_plan(source, ftype), ftype);
     check_target(source, target, expected);
     log_capture::clear();
-    const llama_model_quantize_params params = quantise_params(ftype, n_threads);
+    const llama_model_quantize_params params = quantise_params(ftype, usable);
     const uint32_t failed = llama_model_quantize(source.c_str(), target.c_str(), &params);
     std::error_code ec;
     const uint64_t written = fs::file_size(fs::u8path(target), ec);

@@ -20,7 +20,7 @@ std::vector<std::string> quantise_types();
 // bytes of the file that quantise() would write. Reads no weights: the source may be a header followed by a hole
 uint64_t quantised_size(const std::string & source, const std::string & type);
 
-// n_threads 0: one per logical core
+// n_threads 0: one per logical core, or as many as can be started
 void quantise(const std::string & source, const std::string & target, const std::string & type, int32_t n_threads);
 
 }  // namespace atp

@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -289,6 +290,31 @@ def test_a_write_that_fails(source, tmp_path, share):
     assert f"cannot quantise {source} to {target} after " in out[0]
     assert "failed to quantize" in out[0]
     assert not target.exists()
+
+
+FEW_THREADS = """
+    import re, resource, sys
+    from pathlib import Path
+    from atp_cpp import _core as core
+
+    size = re.search(r"VmSize:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]
+    limit = int(size) * 1024 + (300 << 20)  # the stacks of some threads
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    try:
+        core.quantise(*sys.argv[1:], "q8_0", n_threads=256)
+    except core.ModelError as error:
+        print(error)
+    core.quantise(*sys.argv[1:], "q8_0")
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads /proc")
+def test_threads_that_cannot_be_started(tiny_model, tmp_path):
+    """llama.cpp would end the process."""
+    source, target = tiny_model("llama", weight_type="f16", **WIDE), tmp_path / "out.gguf"
+    said = in_a_process(FEW_THREADS, source, target)
+    assert re.fullmatch(r"of 256 threads only \d+ can be started here; ask for fewer .*\n", said)
+    assert target.stat().st_size == core.quantised_size(str(source), "q8_0")
 
 
 def in_a_process(code, *arguments):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from atp_cpp import _core
+from atp_cpp.errors import ConvertError, ModelError
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter
@@ -73,6 +74,11 @@ def quantise(source: Path, target: Path, type: str) -> None:
         type: one of ``_core.quantise_types()``.
 
     Raises:
-        ModelError: it cannot be quantised or written; no target is left.
+        ConvertError: it cannot be quantised or written; no target is left. The files are named
+            without their folders, which nobody chose.
     """
-    _core.quantise(str(source), str(target), type)
+    try:
+        _core.quantise(str(source), str(target), type)
+    except ModelError as error:
+        message = str(error).replace(str(source), source.name).replace(str(target), target.name)
+        raise ConvertError(message) from error
