@@ -15,6 +15,7 @@ import pytest
 
 import atp_cpp
 from atp_cpp import _core as core
+from convert_many import refuse_many
 from tiny_llava_hf import write_tiny_llava
 
 pytestmark = pytest.mark.torch
@@ -199,11 +200,10 @@ def test_another_file_system(tiny, tmp_path):
         loads(Path(folder))
 
 
-def changed(tiny, tmp_path, *, config=None, without=None):
+def changed(tiny, folder, *, config=None, without=None):
     """The checkpoint with another word in its config.json, or without a tensor."""
     from safetensors.numpy import load_file, save_file
 
-    folder = tmp_path / "tiny"
     folder.mkdir()
     for path in tiny.iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -220,17 +220,32 @@ def changed(tiny, tmp_path, *, config=None, without=None):
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("config", "reason"),
     [
-        ({"config": ("LlavaForCond", "FooForCond")}, "FooForConditionalGeneration"),
-        ({"config": ('"intermediate_size": 64', '"intermediate_size": 66')}, "has wrong shape"),
-        ({"without": "language_model.model.layers.2.mlp.down_proj"}, "blk.2.ffn_down.weight"),
-        ({"without": "layers.0.mlp.fc1.weight"}, "v.blk.0.ffn_"),
+        (("LlavaForCond", "FooForCond"), "FooForConditionalGeneration"),
+        (('"intermediate_size": 64', '"intermediate_size": 66'), "has wrong shape"),
     ],
 )
-def test_a_checkpoint_that_makes_no_model(tiny, tmp_path, change, reason):
-    folder = changed(tiny, tmp_path, **change)
+def test_a_checkpoint_that_makes_no_model(tiny, tmp_path, config, reason):
+    folder = changed(tiny, tmp_path / "tiny", config=config)
     code, stdout, err = run(folder, "--outfile-dir", tmp_path / "out")
     assert (code, stdout) == (2, "")
     assert len(err.splitlines()) == 1 and err.startswith("atp-cpp: error: ") and reason in err
     assert not (tmp_path / "out").exists()
+
+
+def test_no_missing_tensor_goes_unnoticed(tiny, tmp_path):
+    """Neither those that llama.cpp asks for, nor those without which it computes something else."""
+    reasons = {
+        "language_model.model.layers.2.mlp.down_proj": "'blk.2.ffn_down.weight' not found",
+        "layers.1.mlp.fc1.weight": "lacks 1 of the vision encoder's 37 tensors",
+        "layers.1.mlp.fc1.bias": "lacks 1 of the vision encoder's 37 tensors",
+        "class_embedding": "embeddings.class_embedding for one",
+        "linear_2.weight": "the checkpoint has no multi_modal_projector.linear_2.weight",
+        "lm_head": "the checkpoint has no lm_head.weight",
+    }
+    folders = [changed(tiny, tmp_path / str(i), without=n) for i, n in enumerate(reasons)]
+    messages = refuse_many(folders)
+    assert len(messages) == len(reasons)
+    for message, reason in zip(messages, reasons.values(), strict=True):
+        assert reason in message, message

@@ -22,6 +22,7 @@ from atp_cpp.errors import ConvertError
 from atp_cpp.image_spec import ImageSpec
 
 if TYPE_CHECKING:
+    from conversion.base import ModelBase
     from torch import Tensor
 
 _TOWER = "vision_tower.vision_model."
@@ -29,6 +30,25 @@ _DROPPED = ("post_layernorm.", "head.")  # of the encoder; LLaVA uses neither
 # linear layers of the projector -> their place in llama.cpp's "mlp" projector
 _PROJECTOR = {"linear_1": "mm.0", "linear_2": "mm.2"}
 _NEWLINE = "v.image_newline"
+_PAIR = ("weight", "bias")
+_NORMS_AND_LAYERS = (
+    *("layer_norm1", "layer_norm2", "mlp.fc1", "mlp.fc2"),
+    *(f"self_attn.{name}_proj" for name in ("q", "k", "v", "out")),
+)
+# what an encoder has in transformers, always: per block, and before the first one
+_BLOCK = tuple(f"{layer}.{kind}" for layer in _NORMS_AND_LAYERS for kind in _PAIR)
+_EMBEDDINGS = {
+    "clip_vision_model": (
+        "embeddings.class_embedding",
+        "embeddings.patch_embedding.weight",
+        "embeddings.position_embedding.weight",
+        *(f"pre_layrnorm.{kind}" for kind in _PAIR),
+    ),
+    "siglip_vision_model": (
+        *(f"embeddings.patch_embedding.{kind}" for kind in _PAIR),
+        "embeddings.position_embedding.weight",
+    ),
+}
 
 Named = tuple[str, "Callable[[], Tensor]"]
 
@@ -42,6 +62,7 @@ class LlavaMmproj(MmprojModel):
         assert self.hparams_vision is not None
         self.hparams_vision["num_hidden_layers"] = self.encoder.n_layer
         self._check_projector()
+        self._check_encoder()
 
     @classmethod
     def filter_tensors(cls, item: Named) -> Named | None:
@@ -99,6 +120,19 @@ class LlavaMmproj(MmprojModel):
             # llama.cpp's graph adds one always
             yield f"{_PROJECTOR[layer]}.bias", torch.zeros(data.shape[0], dtype=torch.float32)
 
+    def _check_encoder(self) -> None:
+        """What libmtmd takes for optional it leaves out, and computes other features."""
+        assert self.hparams_vision is not None
+        expected = [*_EMBEDDINGS[self.hparams_vision["model_type"]]]
+        for il in range(self.encoder.n_layer):
+            expected += [f"encoder.layers.{il}.{name}" for name in _BLOCK]
+        missing = [name for name in expected if _TOWER + name not in self.model_tensors]
+        if missing:
+            raise ConvertError(
+                f"the checkpoint lacks {len(missing)} of the vision encoder's {len(expected)} "
+                f"tensors, {missing[0]} for one; get the checkpoint again"
+            )
+
     def _check_projector(self) -> None:
         expected = {f"multi_modal_projector.{layer}.weight" for layer in _PROJECTOR}
         if self.encoder.anyres:
@@ -114,6 +148,24 @@ class LlavaMmproj(MmprojModel):
             raise ConvertError(
                 f"the projector has {unknown[0]}, which llama.cpp's LLaVA projector does not have"
             )
+
+
+def check_head(text: ModelBase) -> None:
+    """Without a head llama.cpp takes the embeddings for it, whatever the configuration says.
+
+    Args:
+        text: the language model of a LLaVA checkpoint.
+
+    Raises:
+        ConvertError: it should have a head of its own, and has none.
+    """
+    config = text.hparams
+    tied = any(c.get("tie_word_embeddings") for c in (config, config.get("text_config") or {}))
+    if not tied and not any(name.endswith("lm_head.weight") for name in text.model_tensors):
+        raise ConvertError(
+            "the checkpoint has no lm_head.weight, and config.json does not say that the "
+            "embeddings serve for it (tie_word_embeddings); get the checkpoint again"
+        )
 
 
 def canonical_name(name: str) -> str:

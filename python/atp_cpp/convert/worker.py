@@ -15,9 +15,11 @@ When the parent goes away, so does this process.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
+import shutil
 import sys
 import tempfile
 import threading
@@ -91,6 +93,10 @@ def run_job(job: Job, report: Report) -> None:
     with _named_failures():
         hparams = load_config(job)
         text, vision = text_model(job, hparams), vision_model(job, hparams)
+        if is_llava(hparams):
+            from atp_cpp.convert.llava import check_head
+
+            check_head(text)
         prepare(text)
         prepare(vision)
     sizes = {str(model.fname_out): write_head(model) for model in (text, vision)}
@@ -104,9 +110,19 @@ def run_job(job: Job, report: Report) -> None:
     if job.quantised:
         what = f"quantising to {job.text_type}"
         report({"event": "writing", "what": what, "path": job.text_out})
-        quantise(job.raw, Path(job.text_out), job.text_type)
+        _quantise(job, sizes[job.text_out])
         job.raw.unlink()
     report({"event": "done"})
+
+
+def _quantise(job: Job, n_bytes: int) -> None:
+    target = Path(job.text_out)
+    try:
+        quantise(job.raw, target, job.text_type)
+    except ModelError:
+        if shutil.disk_usage(target.parent).free < n_bytes:  # what llama.cpp calls "iostream error"
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
+        raise
 
 
 def load_config(job: Job) -> dict[str, Any]:
