@@ -91,7 +91,7 @@ def test_the_same_pixels_give_the_same_features(pair, family):
     # tokens differ from each other: agreement is not about one vector repeated
     assert np.std(expected, axis=0).mean() > 0.3 * np.std(expected)
     assert cosine(expected, measured).min() > 0.9999
-    check(nmse(expected, measured), "cpu", "f32", "families' features = transformers")
+    check(nmse(expected, measured), "cpu", "f32", "features = transformers")
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -104,7 +104,7 @@ def test_photographs_give_the_same_features(pair, family):
         expected = both.features(pixels)
         measured = engine.encode(PROMPT, [pixels]).embd
         assert measured.shape == expected.shape, f"{size}: another number of image tokens"
-        check(nmse(expected, measured), "cpu", "f32", "families' features = transformers")
+        check(nmse(expected, measured), "cpu", "f32", "features = transformers")
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "gemma3", "smolvlm", "internvl"])
@@ -133,10 +133,10 @@ def test_the_same_logits_and_the_same_continuation(pair, family):
     ours = decoder(both.text)
     features = np.concatenate([both.features(pixels) for pixels in pictures])
     alone = prefill(ours, both.rows(seq, features))
-    check(nmse(expected, alone), "cpu", precision(family), "families' decoder = transformers")
+    check(nmse(expected, alone), "cpu", precision(family), "decoder = transformers")
     ours.remove(0)
     logits = prefill(ours, seq)
-    check(nmse(expected, logits), "cpu", "f32", "families' logits = transformers")
+    check(nmse(expected, logits), "cpu", "f32", "logits = transformers")
     tokens, _ = continuation(ours, logits[-1], seq.n_pos, N_DECODED)
     assert tokens == said[0, seq.n_rows :].tolist()
     assert len(set(tokens)) > 10
