@@ -105,8 +105,7 @@ def run_job(job: Job, report: Report) -> None:
     report({"event": "plan", "files": sizes})
     for model, what in ((vision, "vision projector"), (text, "text model")):
         report({"event": "writing", "what": what, "path": str(model.fname_out)})
-        model.gguf_writer.write_tensors_to_file()
-        model.gguf_writer.close()
+        write_tensors(model)
     if job.quantised:
         what = f"quantising to {job.text_type}"
         report({"event": "writing", "what": what, "path": job.text_out})
@@ -227,6 +226,29 @@ def _asked_llama_cpp(job: Job, model: ModelBase, n_bytes: int) -> dict[str, int]
         if path != job.raw:
             return {}
         return {job.text_out: quantised_size(path, job.text_type)}
+
+
+def write_tensors(model: ModelBase) -> None:
+    """Writes the rest of the file, a tensor at a time.
+
+    Raises:
+        ConvertError: a weight would become infinite in the file's type.
+    """
+    import numpy as np
+
+    writer = model.gguf_writer
+    try:
+        with np.errstate(over="raise"):
+            writer.write_tensors_to_file()
+    except FloatingPointError as error:
+        tensors = (item for shard in writer.tensors for item in shard.items())
+        name, info = next((n, i) for n, i in tensors if i.tensor is not None)  # none: written
+        assert info.dtype is not None
+        raise ConvertError(
+            f"{name} has weights too large for {info.dtype.name}; choose bf16 or f32 (--outtype "
+            "for the text model, --mmproj-outtype for the projector)"
+        ) from error
+    writer.close()
 
 
 def _instance(
