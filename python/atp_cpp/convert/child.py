@@ -20,6 +20,13 @@ from atp_cpp.convert.worker import Job
 from atp_cpp.errors import ConvertError
 
 _NEEDED = ("torch", "transformers", "safetensors", "sentencepiece", "yaml")
+# it finds its modules where we do, and not in the present folder
+_START = """
+import json, sys
+sys.path[:] = json.loads(sys.argv[1])
+from atp_cpp.convert.worker import main
+sys.exit(main())
+"""
 _TICK = 0.2  # s between looks at the clock while the worker says nothing
 
 
@@ -44,12 +51,12 @@ class Child:
 
     def __enter__(self) -> Child:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "atp_cpp.convert.worker"],
+            [sys.executable, "-c", _START, json.dumps([path for path in sys.path if path])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._notes,
             text=True,
-            env={**os.environ, "PYTHONSAFEPATH": "1", "TRANSFORMERS_VERBOSITY": "error"},
+            env={**os.environ, "TRANSFORMERS_VERBOSITY": "error"},
             start_new_session=True,  # Ctrl-C reaches us; we end it
         )
         threading.Thread(target=self._read, daemon=True).start()

@@ -3,7 +3,7 @@
 ``conversion`` and the ``gguf`` it needs come from llama.cpp's source and lie in ``llama_cpp/``
 beside this file; in a process of their own they never meet a ``gguf`` that the user installed.
 
-Started as ``python -m atp_cpp.convert.worker`` with a job, one line of JSON, on stdin (see
+:class:`atp_cpp.convert.child.Child` starts it with a job, one line of JSON, on stdin (see
 :class:`Job`). Reports are lines of JSON on stdout, ``event`` says of what:
 
 * ``plan``: ``files`` {path: bytes}; the parent answers with one line to go on;
@@ -335,7 +335,3 @@ def import_upstream() -> None:
         raise ConvertError(f"this installation has no {UPSTREAM}; install atp_cpp again")
     os.environ["NO_LOCAL_GGUF"] = "1"  # it lies beside conversion, not in ../gguf-py
     sys.path.insert(0, str(UPSTREAM))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
