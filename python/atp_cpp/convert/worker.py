@@ -90,6 +90,7 @@ def run_job(job: Job, report: Report) -> None:
     Raises:
         ConvertError: the checkpoint cannot be converted, in one line.
     """
+    _never_run_code_of_checkpoints()
     with _named_failures():
         hparams = load_config(job)
         text, vision = text_model(job, hparams), vision_model(job, hparams)
@@ -122,6 +123,13 @@ def _quantise(job: Job, n_bytes: int) -> None:
         if shutil.disk_usage(target.parent).free < n_bytes:  # what llama.cpp calls "iostream error"
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from None
         raise
+
+
+def _never_run_code_of_checkpoints() -> None:
+    """On stdin, the parent's line to this process, transformers would ask and wait for ever."""
+    from transformers import dynamic_module_utils
+
+    dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to wait for an answer: refuse
 
 
 def load_config(job: Job) -> dict[str, Any]:
