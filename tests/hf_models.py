@@ -375,6 +375,10 @@ def _write_internvl_config(folder: Path) -> None:
     }
     original = {
         "architectures": ["InternVLChatModel"],
+        "auto_map": {
+            "AutoConfig": "configuration_internvl_chat.InternVLChatConfig",
+            "AutoModel": "modeling_internvl_chat.InternVLChatModel",
+        },
         "model_type": "internvl_chat",
         "llm_config": text | {"architectures": ["Qwen2ForCausalLM"]},
         "vision_config": vision,
