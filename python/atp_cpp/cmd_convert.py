@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -137,7 +138,7 @@ class _Bar:
     """A bar of bytes for each file, on a terminal only."""
 
     def __init__(self) -> None:
-        self._bar: tqdm[None] | None = None
+        self._bar: tqdm[NoReturn] | None = None
         self._what = ""
 
     def __enter__(self) -> _Bar:
