@@ -36,32 +36,6 @@ std::vector<std::string> lines(const std::string & text) {
     return result;
 }
 
-// ends `text` before the first stop string; true when there was one
-bool cut_at_stop(const std::vector<std::string> & stop, std::string & text) {
-    size_t end = std::string::npos;
-    for (const std::string & s : stop) {
-        end = s.empty() ? end : std::min(end, text.find(s));
-    }
-    if (end == std::string::npos) {
-        return false;
-    }
-    text.resize(end);
-    return true;
-}
-
-// bytes at the end of `text` that the next tokens could complete to a stop string
-size_t undecided(const std::vector<std::string> & stop, const std::string & text) {
-    size_t longest = 0;
-    for (const std::string & s : stop) {
-        for (size_t n = std::min(s.empty() ? 0 : s.size() - 1, text.size()); n > longest; --n) {
-            if (text.compare(text.size() - n, n, s, 0, n) == 0) {
-                longest = n;
-            }
-        }
-    }
-    return longest;
-}
-
 }  // namespace
 
 Engine::Engine(const ModelParams & params, const std::string & mmproj_path, const std::string & atp_path,
@@ -146,8 +120,8 @@ Result Engine::generate(const Request & request, Interrupt & interrupt) {
     if (!request.plan.empty() && !info_.can_prune) {
         throw PlanError("this model runs unstaged only: " + info_.why_not + "; drop the policy");
     }
-    if (request.n_predict < 0) {
-        throw StageError("n_predict must be at least 0, got " + std::to_string(request.n_predict));
+    if (request.generation.n_predict < 0) {
+        throw StageError("n_predict must be at least 0, got " + std::to_string(request.generation.n_predict));
     }
     decoder_.remove(0);
     decoder_.set_plan(request.plan);
@@ -156,12 +130,19 @@ Result Engine::generate(const Request & request, Interrupt & interrupt) {
     interrupt.check();
 
     const Stopwatch prefill_time;
-    PrefillResult prefill = decoder_.prefill(seq, {0, request.n_predict, false}, interrupt);
+    PrefillResult prefill = decoder_.prefill(seq, {0, request.generation.n_predict, false}, interrupt);
     result.report.t_prefill = prefill_time.ms();
     fill_report(seq, request.plan, prefill, result.report);
 
     const Stopwatch decode_time;
-    decode_loop(request, seq.n_pos, std::move(prefill.logits), interrupt, result);
+    Generation generation(model_, request.generation);
+    std::vector<float> logits = std::move(prefill.logits);
+    for (int32_t pos = seq.n_pos; generation.advance(logits.data()); ++pos) {
+        logits = decoder_.decode({{0, generation.token(), pos}}, interrupt);
+    }
+    result.text = generation.text();
+    result.tokens = generation.tokens();
+    result.finish_reason = generation.finish_reason();
     result.report.t_decode = decode_time.ms();
     result.report.n_decoded = static_cast<int32_t>(result.tokens.size());
     decoder_.remove(0);
@@ -186,50 +167,6 @@ void Engine::fill_report(const Sequence & seq, const Plan & plan, const PrefillR
     }
     report.tokens_mean = layer_mean(plan, report.n_kept, report.n_image_tokens, model_.n_layer());
     report.kv_bytes = decoder_.kv_bytes();
-}
-
-void Engine::decode_loop(const Request & request, int32_t pos, std::vector<float> logits, Interrupt & interrupt,
-                         Result & result) {
-    Sampler sampler(model_, request.sampling);
-    size_t n_shown = 0;  // bytes on_text has been given so far
-    const auto show = [&](size_t n_bytes) {
-        const size_t whole = whole_utf8(result.text.substr(0, n_bytes));
-        if (!request.on_text || whole <= n_shown) {
-            return true;
-        }
-        const std::string piece = result.text.substr(n_shown, whole - n_shown);
-        n_shown = whole;
-        return request.on_text(piece);
-    };
-    result.finish_reason = "length";
-    while (static_cast<int32_t>(result.tokens.size()) < request.n_predict) {
-        const int32_t token = sampler.sample(logits);
-        if (sampler.ends(token)) {
-            result.finish_reason = "stop";
-            break;
-        }
-        result.tokens.push_back(token);
-        result.text += sampler.piece(token);
-        const bool stopped = cut_at_stop(request.stop, result.text);
-        if (!show(result.text.size() - (stopped ? 0 : undecided(request.stop, result.text)))) {
-            result.finish_reason = "cancelled";
-            break;
-        }
-        if (stopped) {
-            result.finish_reason = "stop";
-            break;
-        }
-        if (static_cast<int32_t>(result.tokens.size()) < request.n_predict) {
-            logits = decoder_.decode({{0, token, pos}}, interrupt);
-            ++pos;
-        }
-    }
-    result.text.resize(whole_utf8(result.text));
-    if (result.finish_reason == "cancelled") {
-        result.text.resize(n_shown);  // what was held back was never shown
-    } else {
-        show(result.text.size());
-    }
 }
 
 }  // namespace atp

@@ -5,18 +5,17 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "atp_policy.h"
 #include "decoder.h"
+#include "generation.h"
 #include "interrupt.h"
 #include "model.h"
 #include "plan.h"
 #include "report.h"
-#include "sampler.h"
 #include "vision.h"
 
 namespace atp {
@@ -39,10 +38,7 @@ struct Request {
     std::string prompt;  // one media marker per image
     std::vector<RgbImage> images;
     Plan plan;
-    SamplingParams sampling;
-    int32_t n_predict = 128;
-    std::vector<std::string> stop;
-    std::function<bool(const std::string &)> on_text;  // new whole characters; false ends the caption
+    GenerationParams generation;
 };
 
 struct Result {
@@ -72,8 +68,6 @@ class Engine {
     void fill_info(bool with_self_test);
     std::string self_test();
     void fill_report(const Sequence & seq, const Plan & plan, const PrefillResult & prefill, Report & report) const;
-    void decode_loop(const Request & request, int32_t pos, std::vector<float> logits, Interrupt & interrupt,
-                     Result & result);
 
     std::shared_ptr<const AtpWeights> atp_;  // read before the model: a wrong path costs no loading
     Model model_;

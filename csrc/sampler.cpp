@@ -1,16 +1,37 @@
 #include "sampler.h"
 
+#include <cmath>
+
+#include "errors.h"
 #include "llama.h"
 #include "model.h"
 
 namespace atp {
 
+namespace {
+
+// the likeliest token, the first of equals
+int32_t likeliest(const float * logits, int32_t n_vocab) {
+    int32_t best = 0;
+    bool is_nan = false;
+    for (int32_t i = 0; i < n_vocab; ++i) {
+        is_nan = is_nan || std::isnan(logits[i]);
+        best = logits[i] > logits[best] ? i : best;
+    }
+    if (is_nan || !std::isfinite(logits[best])) {
+        throw StageError("the logits are not numbers; the model or the image tokens hold NaN");
+    }
+    return best;
+}
+
+}  // namespace
+
 Sampler::Sampler(const Model & model, const SamplingParams & params)
-    : model_(model), chain_(llama_sampler_chain_init(llama_sampler_chain_default_params()), llama_sampler_free) {
+    : model_(model), chain_(nullptr, llama_sampler_free) {
     if (params.temp <= 0.0f) {
-        llama_sampler_chain_add(chain_.get(), llama_sampler_init_greedy());
         return;
     }
+    chain_.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
     llama_sampler_chain_add(chain_.get(), llama_sampler_init_top_k(params.top_k));
     llama_sampler_chain_add(chain_.get(), llama_sampler_init_top_p(params.top_p, 1));
     llama_sampler_chain_add(chain_.get(), llama_sampler_init_min_p(params.min_p, 1));
@@ -18,10 +39,15 @@ Sampler::Sampler(const Model & model, const SamplingParams & params)
     llama_sampler_chain_add(chain_.get(), llama_sampler_init_dist(params.seed));
 }
 
-int32_t Sampler::sample(const std::vector<float> & logits) {
-    candidates_.resize(logits.size());
-    for (size_t i = 0; i < logits.size(); ++i) {
-        candidates_[i] = {static_cast<llama_token>(i), logits[i], 0.0f};
+int32_t Sampler::sample(const float * logits) {
+    const int32_t n_vocab = model_.n_vocab();
+    const int32_t best = likeliest(logits, n_vocab);
+    if (!chain_) {
+        return best;
+    }
+    candidates_.resize(n_vocab);
+    for (int32_t i = 0; i < n_vocab; ++i) {
+        candidates_[i] = {i, logits[i], 0.0f};
     }
     llama_token_data_array array = {candidates_.data(), candidates_.size(), -1, false};
     llama_sampler_apply(chain_.get(), &array);

@@ -131,10 +131,7 @@ Result generate(EngineHandle & engine, const std::string & prompt, const std::ve
     request.prompt = prompt;
     request.images = check_images(images);
     request.plan = plan;
-    request.sampling = {temp, top_k, top_p, min_p, seed};
-    request.n_predict = n_predict;
-    request.stop = stop;
-    request.on_text = text_callback(on_token);
+    request.generation = {{temp, top_k, top_p, min_p, seed}, n_predict, stop, text_callback(on_token)};
     return without_gil([&](Interrupt & interrupt) { return engine.generate(request, interrupt); });
 }
 

@@ -1,0 +1,49 @@
+// One caption's text while it grows: logits -> token, until a token, a stop string or the length ends it.
+//
+// In:  the logits of the row before each token [n_vocab]. Out: tokens, whole characters of text, why it ended.
+// Knows no stages. Throws StageError (logits that are not numbers) and whatever on_text throws.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "sampler.h"
+
+namespace atp {
+
+class Model;
+
+struct GenerationParams {
+    SamplingParams sampling;
+    int32_t n_predict = 128;
+    std::vector<std::string> stop;
+    std::function<bool(const std::string &)> on_text;  // new whole characters; false ends the caption
+};
+
+class Generation {
+  public:
+    Generation(const Model & model, GenerationParams params);
+
+    // takes the next token; true when the caption goes on, and token() is to be decoded next
+    bool advance(const float * logits);
+
+    int32_t token() const { return tokens_.back(); }
+    const std::vector<int32_t> & tokens() const { return tokens_; }
+    const std::string & text() const { return text_; }                    // final once the caption has ended
+    const std::string & finish_reason() const { return finish_reason_; }  // stop, length, cancelled; "" until then
+
+  private:
+    bool show(size_t n_bytes);
+    bool end(const char * reason);
+
+    GenerationParams params_;
+    Sampler sampler_;
+    std::vector<int32_t> tokens_;
+    std::string text_;
+    std::string finish_reason_;
+    size_t n_shown_ = 0;  // bytes on_text has been given so far
+};
+
+}  // namespace atp
