@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import atp_cpp
-from atp_cpp import captioner, cli_args
+from atp_cpp import cli_args, model_files
 from atp_cpp.cli import main
 from atp_cpp.config import CutSpec, parse_budget, parse_plan, parse_policy, plan_text, settle
 from atp_cpp.errors import AtpError, PlanError
@@ -26,7 +26,7 @@ SETTLED = (CutSpec(2, "atp"), CutSpec(5, "atp"))
 @pytest.fixture(autouse=True)
 def no_demo_sidecar(monkeypatch):
     """Whatever is shipped, only what a test names is there."""
-    monkeypatch.setattr(captioner, "DEMO_ATP", "not-shipped.gguf")
+    monkeypatch.setattr(model_files, "DEMO_ATP", "not-shipped.gguf")
 
 
 @pytest.fixture
@@ -199,12 +199,12 @@ def test_another_policy_beside_a_sidecar(fake_engine):
 
 def test_the_demo_model_brings_its_sidecar(fake_engine, monkeypatch, tmp_path):
     engine = fake_engine()
-    for name in (captioner.DEMO_MODEL, captioner.DEMO_MMPROJ, "shipped.gguf"):
+    for name in (model_files.DEMO_MODEL, model_files.DEMO_MMPROJ, "shipped.gguf"):
         (tmp_path / name).touch()
-    monkeypatch.setattr(captioner, "DEMO_DIR", tmp_path)
+    monkeypatch.setattr(model_files, "DEMO_DIR", tmp_path)
     with atp_cpp.Captioner() as cap:
         assert (cap.atp, cap.plan) == (None, ())
-    monkeypatch.setattr(captioner, "DEMO_ATP", "shipped.gguf")
+    monkeypatch.setattr(model_files, "DEMO_ATP", "shipped.gguf")
     with atp_cpp.Captioner() as cap:
         assert (cap.atp, cap.plan) == (tmp_path / "shipped.gguf", SETTLED)
     with atp_cpp.Captioner(policy="none") as cap:

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import atp_cpp
-from atp_cpp import Captioner, CutSpec, SamplingConfig, captioner
+from atp_cpp import Captioner, CutSpec, SamplingConfig, model_files
 from atp_cpp.errors import AtpError, ImageError, ModelError, PlanError, StageError
 from fake_engine import FakeEngine
 
@@ -176,7 +176,7 @@ def test_model_and_mmproj_belong_together(fake_engine):
 
 
 def test_without_a_model_it_is_the_demos(fake_engine, monkeypatch, tmp_path):
-    monkeypatch.setattr(captioner, "DEMO_DIR", tmp_path)
+    monkeypatch.setattr(model_files, "DEMO_DIR", tmp_path)
     engine = fake_engine()
     with pytest.raises(ModelError, match="no demo model"):
         Captioner()

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 import atp_cpp
-from atp_cpp.captioner import DEMO_ATP, DEMO_DIR, DEMO_MMPROJ, DEMO_MODEL
 from atp_cpp.convert.run import convert_hf
+from atp_cpp.model_files import DEMO_ATP, DEMO_DIR, DEMO_MMPROJ, DEMO_MODEL
 from drawn_pictures import drawn
 from tiny_llava_hf import DEMO_HF
 

@@ -9,9 +9,9 @@ from PIL import Image
 
 import tolerance
 from atp_cpp import _core as core
-from atp_cpp.captioner import image_spec_of
 from atp_cpp.convert import convert_hf
 from atp_cpp.gguf_header import read_header
+from atp_cpp.model_files import image_spec_of
 from atp_cpp.preprocess import prepare
 from atp_cpp.views import as_tiles
 from convert_many import convert_many

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from atp_cpp import SamplingConfig, captioner
+from atp_cpp import SamplingConfig, model_files
 from atp_cpp.cli import main
 
 pytest_plugins = ("fixtures_python",)
@@ -14,8 +14,8 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 def test_files_are_at_most_30_mb():
     sizes = [
-        (captioner.DEMO_DIR / name).stat().st_size
-        for name in (captioner.DEMO_MODEL, captioner.DEMO_MMPROJ)
+        (model_files.DEMO_DIR / name).stat().st_size
+        for name in (model_files.DEMO_MODEL, model_files.DEMO_MMPROJ)
     ]
     assert sum(sizes) <= 30e6
 

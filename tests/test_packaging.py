@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 import pytest
 
 from atp_cpp import _core
-from atp_cpp.captioner import DEMO_ATP, DEMO_MMPROJ, DEMO_MODEL
+from atp_cpp.model_files import DEMO_ATP, DEMO_MMPROJ, DEMO_MODEL
 
 MODULE = Path(_core.__file__)
 

@@ -79,7 +79,7 @@ def stream(data, processor, pictures):
 
 def test_the_prompt_is_the_engines_token_for_token(data, processor):
     import atp_cpp
-    from atp_cpp.captioner import DEMO_DIR, DEMO_MODEL
+    from atp_cpp.model_files import DEMO_DIR, DEMO_MODEL
     from atp_cpp.train.prompting import Prompting
 
     prompting = Prompting(processor)

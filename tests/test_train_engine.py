@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 import atp_cpp
-from atp_cpp.captioner import DEMO_DIR, DEMO_MMPROJ, DEMO_MODEL
 from atp_cpp.fingerprint import fingerprint_from_gguf
+from atp_cpp.model_files import DEMO_DIR, DEMO_MMPROJ, DEMO_MODEL
 from random_sidecar import random_sidecar
 from tiny_llava_hf import DEMO_HF
 from train_modules import load_heads, spec_of

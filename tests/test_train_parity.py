@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from atp_cpp.captioner import DEMO_ATP, DEMO_DIR
 from atp_cpp.convert.run import convert_hf
 from atp_cpp.fingerprint import fingerprint_from_gguf
+from atp_cpp.model_files import DEMO_ATP, DEMO_DIR
 from drawn_pictures import drawn
 from random_sidecar import random_sidecar
 from tiny_llava_hf import DEMO_HF

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import TracebackType
 
 import numpy as np
@@ -26,18 +25,12 @@ from atp_cpp.config import (
     uses_atp,
 )
 from atp_cpp.errors import AtpError, ImageError, ModelError, PlanError
-from atp_cpp.gguf_header import read_header
 from atp_cpp.image_spec import ImageSpec
 from atp_cpp.images import ImageSource, Pixels, load_image
+from atp_cpp.model_files import atp_file, image_spec_of, model_files
 from atp_cpp.preprocess import prepare
 from atp_cpp.prompts import DEFAULT_PROMPT, ChatPrompt
 from atp_cpp.views import View, as_tiles, views_of
-
-DEMO_DIR = Path(__file__).with_name("demo")
-DEMO_MODEL = "atp-demo.gguf"
-DEMO_MMPROJ = "mmproj-atp-demo.gguf"
-DEMO_ATP = "atp-atp-demo-f32.gguf"
-_NEWLINES = {"v.image_newline", "model.image_newline"}  # the second in older files
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,86 +267,6 @@ class Captioner:
         if uses_atp(settled) and self._engine is not None:
             self._engine.atp_plan(settled[0].budget)  # PlanError if it can never be met
         return settled
-
-
-def model_files(
-    model: str | os.PathLike[str] | None, mmproj: str | os.PathLike[str] | None
-) -> tuple[Path, Path]:
-    """The two files to load: the user's, or the demo's.
-
-    Raises:
-        ModelError: one without the other, a name without a letter, or no demo model in this
-            installation.
-    """
-    for path in (model, mmproj):
-        _check_name(path)
-    if model is None:
-        if mmproj is not None:
-            raise ModelError(
-                f"{os.fspath(mmproj)}: a vision projector needs its text model; give the model too"
-            )
-        files = DEMO_DIR / DEMO_MODEL, DEMO_DIR / DEMO_MMPROJ
-        for path in files:
-            if not path.is_file():
-                raise ModelError(
-                    f"this installation has no demo model ({path} is missing); "
-                    "give a model and its mmproj"
-                )
-        return files
-    if mmproj is None:
-        raise ModelError(
-            f"{os.fspath(model)}: a text model sees only with its vision projector; "
-            "give its mmproj file too"
-        )
-    return Path(model), Path(mmproj)
-
-
-def image_spec_of(mmproj: Path) -> ImageSpec | None:
-    """How a projector's images are prepared; None if its file leaves that to libmtmd.
-
-    Raises:
-        ModelError: a file that says so and cannot be meant.
-    """
-    header = read_header(mmproj)
-    try:
-        spec = ImageSpec.from_metadata(header.metadata)
-    except ValueError as error:
-        raise ModelError(f"{mmproj}: {error}") from None
-    if spec is None:
-        return None
-    side = header.metadata.get("clip.vision.image_size")
-    if side != spec.side:
-        raise ModelError(
-            f"{mmproj}: its images are prepared as squares of {spec.side} pixels and encoded as "
-            f"squares of {side}; convert the model again"
-        )
-    if spec.pinpoints and not _NEWLINES & header.tensors.keys():
-        raise ModelError(
-            f"{mmproj}: its images are cut into tiles, and it has no v.image_newline, which ends "
-            "their lines; convert the model again"
-        )
-    return spec
-
-
-def atp_file(
-    model: str | os.PathLike[str] | None, atp: str | os.PathLike[str] | None
-) -> Path | None:
-    """The sidecar to load: the user's, or the demo model's, or none.
-
-    Raises:
-        ModelError: a name without a letter.
-    """
-    _check_name(atp)
-    if atp is not None:
-        return Path(atp)
-    demo = DEMO_DIR / DEMO_ATP
-    return demo if model is None and demo.is_file() else None
-
-
-def _check_name(path: str | os.PathLike[str] | None) -> None:
-    """Raises ModelError on an empty text: as a Path it would be the present folder."""
-    if path is not None and not os.fspath(path):
-        raise ModelError("expected the name of a GGUF file, got an empty text")
 
 
 def _as_list(image: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from atp_cpp.captioner import DEMO_MODEL, Captioner, atp_file, model_files
+from atp_cpp.captioner import Captioner
 from atp_cpp.config import (
     ATP,
     POLICIES,
@@ -16,6 +16,7 @@ from atp_cpp.config import (
     uses_atp,
 )
 from atp_cpp.errors import PlanError
+from atp_cpp.model_files import DEMO_MODEL, atp_file, model_files
 from atp_cpp.prompts import DEFAULT_PROMPT
 from atp_cpp.terminal import Output
 

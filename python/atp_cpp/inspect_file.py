@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atp_cpp._core import Engine
-from atp_cpp.captioner import image_spec_of
 from atp_cpp.config import format_cuts
 from atp_cpp.errors import ModelError
 from atp_cpp.gguf_header import GgufHeader, Value, read_header
 from atp_cpp.inspect_sidecar import SidecarFacts, inspect_sidecar
+from atp_cpp.model_files import image_spec_of
 
 _INSPECT_CTX = 512  # positions; nothing long is run
 
