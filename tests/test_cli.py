@@ -12,11 +12,11 @@ from atp_cpp.terminal import one_line
 
 pytest_plugins = ("fixtures_python",)
 
-FIELDS = {
-    "image", "prompt", "caption", "finish_reason", "status", "error", "n_image_tokens", "n_kept",
-    "tokens_mean", "t_load", "t_encode", "t_prefill", "t_decode", "kv_bytes", "model", "mmproj",
-    "policy", "seed", "atp", "thresholds",
-}  # fmt: skip
+FIELDS = [
+    "custom_id", "image", "sha256", "prompt", "caption", "parsed", "finish_reason", "status",
+    "error", "n_image_tokens", "n_kept", "tokens_mean", "thresholds", "t_load", "t_encode",
+    "t_prefill", "t_decode", "kv_bytes", "model", "mmproj", "atp", "policy", "config_hash", "seed",
+]  # fmt: skip
 FILES = ("-m", "m.gguf", "--mmproj", "p.gguf")
 
 
@@ -62,7 +62,7 @@ def test_json_rows_have_the_agreed_fields(cli, fake_engine, scene):
     fake_engine()
     ran = cli("caption", scene, *FILES, "--json", "--policy", "fastv:keep=0.25,after=2")
     (row,) = ran.rows
-    assert set(row) == FIELDS
+    assert list(row) == FIELDS
     assert row["caption"] == "A red circle."
     assert (row["status"], row["error"], row["finish_reason"]) == ("ok", "", "stop")
     assert (row["n_image_tokens"], row["n_kept"], row["tokens_mean"]) == (16, [4], 7.0)
@@ -87,7 +87,7 @@ def test_a_bad_image_among_several_costs_its_row_only(cli, fake_engine, scene, t
     ran = cli("caption", scene, bad, scene, *FILES, "--json")
     assert ran.code == 1
     assert [row["status"] for row in ran.rows] == ["ok", "error", "ok"]
-    assert all(set(row) == FIELDS for row in ran.rows)
+    assert all(list(row) == FIELDS for row in ran.rows)
     assert "0 bytes" in ran.rows[1]["error"]
     assert ran.rows[1]["caption"] == ""
 

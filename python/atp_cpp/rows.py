@@ -1,24 +1,37 @@
-"""One row of results per image, the same fields in every output."""
+"""One row of results per (image, prompt), the same fields in every output."""
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any
 
-from atp_cpp.captioner import Caption, Captioner
-from atp_cpp.config import plan_text
+from atp_cpp.config import CutSpec, plan_text
+
+if TYPE_CHECKING:
+    from atp_cpp.captioner import Caption, Captioner
+
+__all__ = ["CANCELLED", "ERROR", "OK", "Row", "failed_row", "good_row"]
+
+OK = "ok"
+ERROR = "error"
+CANCELLED = "cancelled"  # finish_reason of a caption that was interrupted
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What ``--json`` prints, one line an image.
+    """What ``--json`` prints and ``--out`` holds, one line a row.
 
     Attributes:
-        image: its path.
+        custom_id: what the caller calls the image; its path unless the input names another.
+        image: its path, or its place in an archive.
+        sha256: of the image's bytes, 64 hex digits; "" where they are not known.
         prompt: the question.
         caption: the answer; of an interrupted row what was there by then.
-        finish_reason: "stop", "length", "cancelled", or "" in a row of status "error".
+        parsed: the answer as an object where a JSON schema was given, else null.
+        finish_reason: "stop", "length", "repetition", "cancelled", or "error".
         status: "ok" or "error".
         error: what went wrong, "" if nothing.
         n_image_tokens: before any cut.
@@ -35,20 +48,19 @@ class Row:
         mmproj: file of the vision projector.
         atp: file of the ATP sidecar, "" without one.
         policy: the cuts made, or "none".
+        config_hash: 16 hex digits that change with whatever changes captions; "" if not asked for.
         seed: of the draw.
     """
 
+    custom_id: str
     image: str
+    sha256: str = ""
     prompt: str
     caption: str
+    parsed: Any = None
     finish_reason: str
     status: str
-    error: str
-    model: str
-    mmproj: str
-    atp: str
-    policy: str
-    seed: int
+    error: str = ""
     n_image_tokens: int = 0
     n_kept: list[int] = field(default_factory=list)
     tokens_mean: float = 0.0
@@ -58,27 +70,109 @@ class Row:
     t_prefill: float = 0.0
     t_decode: float = 0.0
     kv_bytes: int = 0
+    model: str = ""
+    mmproj: str = ""
+    atp: str = ""
+    policy: str = "none"
+    config_hash: str = ""
+    seed: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Field name -> value."""
+        """Field name -> value, in the order of the outputs."""
         return asdict(self)
 
+    def as_line(self) -> bytes:
+        """One line of a JSONL file, with its end; :meth:`from_dict` reads it back.
 
-def good_row(image: str, prompt: str, caption: Caption, captioner: Captioner, seed: int) -> Row:
-    """The row of a caption."""
+        A file name that is not valid UTF-8 becomes JSON escapes, a number that is not finite null.
+        """
+        row = self.as_dict()
+        try:
+            text = json.dumps(row, ensure_ascii=False, allow_nan=False)
+        except ValueError:
+            text = json.dumps(_without_nan(row), ensure_ascii=False, allow_nan=False)
+        return text.encode("utf-8", "backslashreplace") + b"\n"
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Row:
+        """The row that :meth:`as_dict` gave; fields that are not ours are left out.
+
+        Raises:
+            ValueError: a field is missing, or of another type.
+        """
+        values = {}
+        for name, check in _CHECKS.items():
+            if name in row:
+                value = row[name]
+                if not check(value):
+                    raise ValueError(f"{name} is {value!r}")
+                values[name] = value
+            elif name in _NEEDED:
+                raise ValueError(f"{name} is missing")
+        if values["status"] not in (OK, ERROR):
+            raise ValueError(f"status is {values['status']!r}; expected {OK} or {ERROR}")
+        return cls(**values)
+
+
+def _is_text(value: Any) -> bool:
+    return type(value) is str
+
+
+def _is_int(value: Any) -> bool:
+    return type(value) is int and -(2**63) <= value < 2**63
+
+
+def _is_number(value: Any) -> bool:
+    return type(value) in (int, float)
+
+
+def _is_ints(value: Any) -> bool:
+    return type(value) is list and all(map(_is_int, value))
+
+
+def _is_thresholds(value: Any) -> bool:
+    return type(value) is list and all(
+        type(cut) is list and all(x is None or _is_number(x) for x in cut) for cut in value
+    )
+
+
+_BY_TYPE = {
+    "str": _is_text,
+    "int": _is_int,
+    "float": _is_number,
+    "Any": lambda value: True,
+    "list[int]": _is_ints,
+    "list[list[float | None]]": _is_thresholds,
+}
+_CHECKS = {f.name: _BY_TYPE[str(f.type)] for f in fields(Row)}  # types are texts in this file
+_NEEDED = frozenset(
+    ("custom_id", "image", "prompt", "caption", "finish_reason", "status", "config_hash")
+)
+
+
+def good_row(
+    image: str,
+    prompt: str,
+    caption: Caption,
+    captioner: Captioner,
+    seed: int,
+    *,
+    custom_id: str | None = None,
+    sha256: str = "",
+    parsed: Any = None,
+    config_hash: str = "",
+) -> Row:
+    """The row of a caption; without a custom_id the image's name is its id."""
     report = caption.report
     return Row(
+        custom_id=image if custom_id is None else custom_id,
         image=image,
+        sha256=sha256,
         prompt=prompt,
         caption=caption.text,
+        parsed=parsed,
         finish_reason=caption.finish_reason,
-        status="ok",
-        error="",
-        model=str(captioner.model),
-        mmproj=str(captioner.mmproj),
-        atp="" if captioner.atp is None else str(captioner.atp),
-        policy=plan_text(caption.plan),
-        seed=seed,
+        status=OK,
         n_image_tokens=report.n_image_tokens,
         n_kept=list(report.n_kept),
         tokens_mean=report.tokens_mean,
@@ -88,6 +182,62 @@ def good_row(image: str, prompt: str, caption: Caption, captioner: Captioner, se
         t_prefill=report.t_prefill,
         t_decode=report.t_decode,
         kv_bytes=report.kv_bytes,
+        model=str(captioner.model),
+        mmproj=str(captioner.mmproj),
+        atp="" if captioner.atp is None else str(captioner.atp),
+        policy=plan_text(caption.plan),
+        config_hash=config_hash,
+        seed=seed,
+    )
+
+
+def failed_row(
+    image: str,
+    prompt: str,
+    error: str,
+    captioner: Captioner,
+    seed: int,
+    *,
+    partial: str = "",
+    cancelled: bool = False,
+    plan: Sequence[CutSpec] | None = None,
+    custom_id: str | None = None,
+    sha256: str = "",
+    t_load: float = 0.0,
+    config_hash: str = "",
+) -> Row:
+    """The row of an image that failed, or whose caption was interrupted.
+
+    Args:
+        image: what the image is called.
+        prompt: the question.
+        error: what went wrong.
+        captioner: the model.
+        seed: of the draw.
+        partial: the answer as far as it came before an interruption.
+        cancelled: interrupted, also where nothing of the answer was there yet.
+        plan: the cuts that would have been made; the captioner's if not given.
+        custom_id: the image's name if not given.
+        sha256: of the image's bytes, if they were read.
+        t_load: ms to open the image, if it could be.
+        config_hash: see Row.
+    """
+    return Row(
+        custom_id=image if custom_id is None else custom_id,
+        image=image,
+        sha256=sha256,
+        prompt=prompt,
+        caption=partial,
+        finish_reason=CANCELLED if partial or cancelled else "error",
+        status=ERROR,
+        error=error,
+        t_load=t_load,
+        model=str(captioner.model),
+        mmproj=str(captioner.mmproj),
+        atp="" if captioner.atp is None else str(captioner.atp),
+        policy=plan_text(captioner.plan if plan is None else plan),
+        config_hash=config_hash,
+        seed=seed,
     )
 
 
@@ -95,20 +245,12 @@ def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def failed_row(
-    image: str, prompt: str, error: str, captioner: Captioner, seed: int, *, partial: str = ""
-) -> Row:
-    """The row of an image that failed, or whose caption was interrupted after `partial`."""
-    return Row(
-        image=image,
-        prompt=prompt,
-        caption=partial,
-        finish_reason="cancelled" if partial else "",
-        status="error",
-        error=error,
-        model=str(captioner.model),
-        mmproj=str(captioner.mmproj),
-        atp="" if captioner.atp is None else str(captioner.atp),
-        policy=plan_text(captioner.plan),
-        seed=seed,
-    )
+def _without_nan(value: Any) -> Any:
+    """The same object with null for numbers that JSON does not have."""
+    if isinstance(value, float):
+        return _finite(value)
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return value

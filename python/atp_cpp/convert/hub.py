@@ -37,9 +37,9 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils.tqdm import tqdm
 
-from atp_cpp.convert.locks import take_lock
 from atp_cpp.convert.outputs import readable_size
 from atp_cpp.errors import ConvertError
+from atp_cpp.locks import take_lock
 
 # everything but weights: configuration, tokenizer, processor, chat templates, index of the weights;
 # and the model card, from which the licence goes into the files

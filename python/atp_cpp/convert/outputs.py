@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from atp_cpp.convert.locks import take_lock
 from atp_cpp.errors import ConvertError
+from atp_cpp.locks import take_lock
 
 __all__ = ["Outputs", "readable_size", "write_error"]
 

@@ -1,0 +1,124 @@
+"""Sixteen hex digits that change with whatever changes captions: rows with others are not done.
+
+In it: the files' weights, the cuts, how text is drawn, and what rounds numbers otherwise (flash
+attention, types of the caches). Not in it: threads, batch size, context size, layers on the
+accelerator, and where the files are or what they are called.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from io import FileIO
+from pathlib import Path
+from typing import TypeAlias
+
+from atp_cpp.config import CutSpec, SamplingConfig, uses_atp
+from atp_cpp.errors import ModelError
+
+__all__ = ["config_hash", "file_fingerprint"]
+
+# Raise it when this package captions the same images otherwise: another way to render prompts (the
+# chat template itself is in the model) or to prepare images.
+_VERSION = 1
+
+_HEAD = 1 << 24  # bytes: all metadata, the vocabulary with it
+_PIECE = 1 << 16
+_N_PIECES = 127
+_PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+
+_Path: TypeAlias = "str | os.PathLike[str]"
+
+
+def config_hash(
+    *,
+    model: _Path,
+    mmproj: _Path,
+    atp: _Path | None,
+    plan: Sequence[CutSpec],
+    sampling: SamplingConfig,
+    flash_attn: str = "auto",
+    type_k: str = "f16",
+    type_v: str = "f16",
+) -> str:
+    """The configuration of a run as 16 hex digits.
+
+    Args:
+        model: GGUF of the text model.
+        mmproj: GGUF of its projector.
+        atp: GGUF of the sidecar, if there is one; it counts where the plan uses it.
+        plan: settled cuts, as ``Captioner.settle_plan`` returns them.
+        sampling: how text is drawn, every field of it.
+        flash_attn: as the engine was given it.
+        type_k: likewise.
+        type_v: likewise.
+
+    Raises:
+        ModelError: a file that cannot be read.
+    """
+    facts = {
+        "version": _VERSION,
+        "model": file_fingerprint(model),
+        "mmproj": file_fingerprint(mmproj),
+        "atp": file_fingerprint(atp) if atp is not None and uses_atp(plan) else None,
+        "plan": [asdict(cut) for cut in plan],
+        "sampling": asdict(sampling),
+        "flash_attn": flash_attn,
+        "type_k": type_k,
+        "type_v": type_v,
+    }
+    text = json.dumps(facts, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()[:16]
+
+
+def file_fingerprint(path: _Path) -> str:
+    """SHA-256 of what tells one GGUF from another, without reading all of it.
+
+    In it: the size, the first 16 MiB (all metadata and tensor names), and 127 pieces of 64 KiB at
+    evenly spaced places. Training or quantising changes every part of the tensors it touches, and a
+    prime number of places falls on other parts in each layer, so a tensor kind that changed in all
+    layers is met. A file up to 24 MiB is read whole; so is no larger one, and an edit of single
+    weights can go unseen. Of a split model all parts count.
+
+    Raises:
+        ModelError: it cannot be read.
+    """
+    digest = hashlib.sha256()
+    for part in _parts(Path(path)):
+        try:
+            _add(digest, part)
+        except OSError as error:
+            raise ModelError(f"{part}: cannot be read: {error.strerror or error}") from error
+    return digest.hexdigest()
+
+
+def _add(digest: hashlib._Hash, path: Path) -> None:
+    with path.open("rb", buffering=0) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        digest.update(size.to_bytes(8, "little"))
+        if size <= _HEAD + _N_PIECES * _PIECE:
+            while block := stream.read(1 << 20):
+                digest.update(block)
+            return
+        digest.update(_read(stream, 0, _HEAD))
+        for i in range(_N_PIECES):
+            start = _HEAD + (size - _HEAD - _PIECE) * i // (_N_PIECES - 1)
+            digest.update(_read(stream, start, _PIECE))
+
+
+def _read(stream: FileIO, start: int, n_bytes: int) -> bytes:
+    stream.seek(start)
+    return stream.read(n_bytes) or b""
+
+
+def _parts(path: Path) -> list[Path]:
+    """The files of a model: itself, or all of NAME-00001-of-00003.gguf."""
+    match = _PART.search(path.name)
+    if match is None:
+        return [path]
+    stem, n_parts = path.name[: match.start()], int(match[2])
+    return [path.with_name(f"{stem}-{i:05d}-of-{match[2]}.gguf") for i in range(1, n_parts + 1)]

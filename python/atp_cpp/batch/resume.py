@@ -1,0 +1,171 @@
+"""Reads rows back: what an earlier run has done, and which row of a key is the last.
+
+A file of rows is only ever appended to, so a row that was made again stands there twice; the last
+one counts. Nothing here holds a file in memory: of each row its 16-byte key is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atp_cpp.errors import AtpError
+from atp_cpp.rows import CANCELLED, OK, Row
+
+__all__ = ["Done", "Line", "is_row", "key_of", "lines_of", "read_rows"]
+
+_KEY_BYTES = 16
+_MAX_LINE = 1 << 26  # bytes; a longer one is no row, and is met in pieces
+_TEXTS = ("custom_id", "image", "prompt", "caption", "finish_reason", "status", "config_hash")
+
+log = logging.getLogger(__name__)
+
+
+def key_of(custom_id: str, prompt: str, config_hash: str) -> bytes:
+    """16 bytes that stand for what a row answers."""
+    text = f"{len(custom_id)},{len(prompt)}:{custom_id}{prompt}{config_hash}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES).digest()
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a file of rows.
+
+    Attributes:
+        number: from 1.
+        start: bytes before it.
+        raw: with its end, if it has one.
+        value: what its JSON says; None if it is none.
+    """
+
+    number: int
+    start: int
+    raw: bytes
+    value: Any
+
+
+def lines_of(stream: BinaryIO) -> Iterator[Line]:
+    """The lines of a file of rows, blank ones left out."""
+    start = 0
+    for number, raw in enumerate(iter(lambda: stream.readline(_MAX_LINE), b""), start=1):
+        if not raw.isspace():
+            try:
+                value = json.loads(raw)
+            except (ValueError, RecursionError):
+                value = None
+            yield Line(number, start, raw, value)
+        start += len(raw)
+
+
+def is_row(value: Any) -> bool:
+    """Whether this is a row of ours, as far as resuming needs to know."""
+    return isinstance(value, dict) and all(type(value.get(name)) is str for name in _TEXTS)
+
+
+class Done:
+    """The keys that need not be answered again.
+
+    The last row of a key counts. A failed row counts as done unless it shall be retried; one that
+    was interrupted never does.
+
+    Args:
+        retry_failed: take failed rows of earlier runs as not done.
+    """
+
+    def __init__(self, *, retry_failed: bool = False) -> None:
+        self._retry_failed = retry_failed
+        self._good: set[bytes] = set()
+        self._failed: set[bytes] = set()
+        self._now: set[bytes] = set()  # of this run
+
+    @property
+    def n_good(self) -> int:
+        """Keys with a caption from earlier runs."""
+        return len(self._good)
+
+    @property
+    def n_failed(self) -> int:
+        """Keys that failed in earlier runs."""
+        return len(self._failed)
+
+    def count(self, row: Mapping[str, Any]) -> None:
+        """Takes in a row of an earlier run; in the order of the file."""
+        key = key_of(row["custom_id"], row["prompt"], row["config_hash"])
+        self._good.discard(key)
+        self._failed.discard(key)
+        if row["status"] == OK:
+            self._good.add(key)
+        elif row["finish_reason"] != CANCELLED:
+            self._failed.add(key)
+
+    def earlier(self, key: bytes) -> bool:
+        """Whether an earlier run has done it."""
+        return key in self._good or (not self._retry_failed and key in self._failed)
+
+    def claim(self, key: bytes) -> bool:
+        """Takes a key on for this run; False if this run has it already."""
+        if key in self._now:
+            return False
+        self._now.add(key)
+        return True
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._now or self.earlier(key)
+
+
+def read_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
+    """The rows of a file, the last one of each key, in the order of the file.
+
+    Reads the file twice and holds about 50 bytes a row, so it takes files of any length. Lines that
+    are no rows are left out, and noted.
+
+    Raises:
+        AtpError: no such file, or it cannot be read.
+    """
+    try:
+        with Path(path).open("rb", buffering=1 << 20) as stream:
+            last = _last_of_each_key(stream)
+            stream.seek(0)
+            yield from _chosen(stream, last, os.fspath(path))
+    except OSError as error:
+        raise AtpError(f"{os.fspath(path)}: cannot be read: {error.strerror or error}") from error
+
+
+def _last_of_each_key(stream: BinaryIO) -> NDArray[np.bool_]:
+    """[n_rows], whether a row is the last of its key."""
+    keys = bytearray()
+    for line in lines_of(stream):
+        if is_row(line.value):
+            row = line.value
+            keys += key_of(row["custom_id"], row["prompt"], row["config_hash"])
+    halves = np.frombuffer(bytes(keys), dtype="<u8").reshape(-1, 2)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: equal keys stay in file order
+    ordered = halves[order]
+    last = np.ones(len(halves), dtype=np.bool_)
+    last[order[:-1]] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    return last
+
+
+def _chosen(stream: BinaryIO, last: NDArray[np.bool_], name: str) -> Iterator[Row]:
+    rows = (line for line in lines_of(stream) if is_row(line.value))
+    n_broken = 0
+    for line, wanted in zip(islice(rows, len(last)), last, strict=False):
+        if not wanted:
+            continue
+        try:
+            row = Row.from_dict(line.value)
+        except ValueError as error:
+            n_broken += 1
+            log.warning("%s:%d: a damaged row is left out: %s", name, line.number, error)
+            continue
+        yield row

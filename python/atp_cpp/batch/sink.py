@@ -1,0 +1,151 @@
+"""Where the rows of a run go, and what of its input is still to do: one file, texts, or both.
+
+The order of writing makes every end of the process harmless: an image's text is written before its
+rows, so an image whose rows are all there has its text, and any other is captioned again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from atp_cpp.batch.item import Item
+from atp_cpp.batch.rows_file import RowsFile
+from atp_cpp.batch.text_files import TextFileError, TextFiles
+from atp_cpp.rows import ERROR, OK, Row
+
+__all__ = ["Sink"]
+
+
+@dataclass(slots=True)
+class _Open:
+    """An image of which not all rows have come."""
+
+    item: Item
+    rows: dict[str, Row] = field(default_factory=dict)  # by prompt
+
+
+class Sink:
+    """Takes in the rows of a run. For one thread at a time.
+
+    Args:
+        rows: the file of rows, entered, if rows are kept.
+        texts: the text files, if images get texts.
+        config_hash: of this run; see ``config_hash``.
+
+    Attributes:
+        n_skipped: images passed over because they were done before this run.
+        n_repeated: images passed over because this run had met them, or their custom_id, already.
+    """
+
+    def __init__(
+        self, *, rows: RowsFile | None = None, texts: TextFiles | None = None, config_hash: str = ""
+    ) -> None:
+        self.n_skipped = 0
+        self.n_repeated = 0
+        self._rows = rows
+        self._texts = texts
+        self._config_hash = config_hash
+        self._open: dict[str, _Open] = {}
+
+    def pending(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items that are still to do, each with the prompts that are still to do.
+
+        An image that gets a text is captioned for all of its prompts or for none. One whose text
+        cannot be written comes out with an error. Lazy; call it once, and give every item that
+        comes out of it an answer.
+
+        Raises:
+            AtpError: an image without a file, where texts are written.
+        """
+        for item in items:
+            todo = replace(item, prompts=self._claim(item))
+            if not todo.prompts:
+                continue
+            if self._texts is not None:
+                if not item.error:
+                    todo = self._with_text(todo, self._texts)
+                if not todo.prompts:
+                    continue
+                self._open[item.custom_id] = _Open(todo)
+            yield todo
+
+    def put(self, row: Row) -> list[Row]:
+        """Takes in one row of an item that came out of `pending`.
+
+        Returns:
+            What was recorded: this row; where there are texts, all rows of its image once it is
+            whole, as errors if its text cannot be written.
+
+        Raises:
+            WriteError: nothing can be written any more; end the run.
+        """
+        if self._texts is None or row.custom_id not in self._open:
+            return self._append([row])
+        image = self._open[row.custom_id]
+        image.rows[row.prompt] = row
+        if len(image.rows) < len(image.item.prompts):
+            return []
+        del self._open[row.custom_id]
+        rows = [image.rows[prompt] for prompt in image.item.prompts]
+        if all(row.status == OK for row in rows):
+            try:
+                self._texts.write(image.item.source, [row.caption for row in rows])
+            except TextFileError as error:
+                rows = [_failed(row, str(error)) for row in rows]
+        return self._append(rows)
+
+    def close(self) -> list[Row]:
+        """At the end, or after an interruption: rows of images that did not become whole.
+
+        They are kept, without a text; a later run captions these images again.
+        """
+        rows = [row for image in self._open.values() for row in image.rows.values()]
+        self._open.clear()
+        return self._append(rows)
+
+    def _claim(self, item: Item) -> tuple[str, ...]:
+        """The prompts of an image that this run takes on."""
+        prompts = tuple(dict.fromkeys(item.prompts))
+        if self._rows is None:
+            return prompts
+        keys = [(item.custom_id, prompt, self._config_hash) for prompt in prompts]
+        earlier = [self._rows.done_earlier(*key) for key in keys]
+        if all(earlier):
+            self.n_skipped += 1
+            return ()
+        claimed = [self._rows.claim(*key) for key in keys]
+        if not any(claimed):
+            self.n_repeated += 1
+            return ()
+        if self._texts is not None:
+            return prompts
+        return tuple(p for p, is_claimed in zip(prompts, claimed, strict=True) if is_claimed)
+
+    def _with_text(self, item: Item, texts: TextFiles) -> Item:
+        """The item; without prompts if its text needs none, with an error if it cannot be."""
+        try:
+            wanted = texts.wanted(item.source)
+        except TextFileError as error:
+            return replace(item, error=str(error))
+        if wanted or self._rows is not None:
+            return item
+        self.n_skipped += 1
+        return replace(item, prompts=())
+
+    def _append(self, rows: list[Row]) -> list[Row]:
+        if self._rows is None:
+            return rows
+        new = [
+            row
+            for row in rows
+            if not self._rows.done_earlier(row.custom_id, row.prompt, row.config_hash)
+        ]
+        for row in new:
+            self._rows.append(row)
+        return new
+
+
+def _failed(row: Row, error: str) -> Row:
+    """The row of a caption that could not be written where it belongs; the caption stays in it."""
+    return replace(row, status=ERROR, finish_reason="error", error=error)
