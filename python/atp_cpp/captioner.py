@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from atp_cpp._core import Engine, ModelInfo, Report
+from atp_cpp._core import Cut, Engine, ModelInfo, Report
 from atp_cpp.config import (
     ATP,
     Budget,
@@ -31,6 +33,11 @@ from atp_cpp.model_files import atp_file, image_spec_of, model_files
 from atp_cpp.preprocess import prepare
 from atp_cpp.prompts import DEFAULT_PROMPT, ChatPrompt
 from atp_cpp.views import View, as_tiles, views_of
+
+if TYPE_CHECKING:
+    from atp_cpp.batch.embeddings import EmbeddingCache
+    from atp_cpp.batch.item import Item
+    from atp_cpp.batch.pipeline import CaptionRun, OnError
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +114,8 @@ class Captioner:
             plan = (CutSpec(0, ATP),)
         if uses_atp(plan) and self.atp is None:
             settle(plan, 1, ())  # says so, before a model is loaded
-        self._lock = threading.Lock()
+        self._lock = threading.Lock()  # one call of the engine at a time
+        self._batch = threading.Lock()  # held while a batch is open
         self._engine: Engine | None = Engine(
             str(self.model),
             str(self.mmproj),
@@ -227,16 +235,11 @@ class Captioner:
         prepared = [prepare(image, spec, n_images=len(pixels)) for image in pixels] if spec else []
         t_load += 1000 * (time.perf_counter() - started)
         with self._lock:
-            if self._engine is None:
-                raise AtpError("this Captioner is closed; make a new one")
-            if uses_atp(plan):
-                cuts = self._engine.atp_plan(plan[0].budget)
-            else:
-                cuts = resolve(plan, self._info.n_layer, self._info.legal_cuts)
-            result = self._engine.generate(
+            engine = self._opened()
+            result = engine.generate(
                 text,
                 [as_tiles(image, spec) for image in prepared] if spec else pixels,
-                plan=cuts,
+                plan=self._cuts(engine, plan),
                 n_predict=draw.n_predict,
                 temp=draw.temp,
                 top_k=draw.top_k,
@@ -254,6 +257,109 @@ class Captioner:
             t_load=t_load,
             views=views_of(prepared, spec, result.report) if spec else (),
         )
+
+    def caption_many(
+        self,
+        images: Iterable[ImageSource | Item],
+        prompt: str | Sequence[str] = DEFAULT_PROMPT,
+        *,
+        batch_size: int = 8,
+        ordered: bool = True,
+        policy: PolicyLike = None,
+        sampling: SamplingConfig | None = None,
+        kv_budget: int | str | None = None,
+        embeddings: str | os.PathLike[str] | EmbeddingCache | None = None,
+        n_load_threads: int | None = None,
+        overlap: bool | None = None,
+        on_error: OnError = "record",
+        config_hash: str = "",
+    ) -> CaptionRun:
+        """Answers one prompt, or several, about each of many images, as many at once as told.
+
+        Nothing is done before the first row is asked for, and only a few images beyond the rows
+        asked for are opened: `images` may be endless. No other caption can be made by this
+        Captioner until all rows were given or the run was closed.
+
+        Args:
+            images: paths, bytes, Pillow images, arrays, or Items, which bring their own prompts.
+            prompt: the question, or several; then there is a row for each.
+            batch_size: captions under way at once.
+            ordered: rows in the order of the images; else as they end.
+            policy: see caption.
+            sampling: see caption; each caption is drawn as if it were alone.
+            kv_budget: bytes that all caches may take together, or a text such as "2G"; half of the
+                free memory if not given. Fewer captions run at once where it is too small.
+            embeddings: folder that keeps encoded images between runs.
+            n_load_threads: threads that open images; one for each CPU core up to 4 if not given.
+            overlap: encode in a thread while the decoder works; if not given, only where the model
+                is on an accelerator: on a CPU both want the same cores.
+            on_error: "record": a row of status "error" for whatever fails. "stop": the first such
+                row ends the run; captions under way are ended before.
+            config_hash: put into the rows.
+
+        Returns:
+            An iterator over Rows, with close() and stop().
+
+        Raises:
+            AtpError: an argument that cannot be. The run itself raises what `images` raises, after
+                the rows under way.
+            PlanError: cuts that this model cannot run.
+        """
+        from atp_cpp.batch.pipeline import start_run
+
+        return start_run(
+            self,
+            images,
+            prompt,
+            plan=self._plan if policy is None else self.settle_plan(parse_plan(policy)),
+            sampling=sampling or SamplingConfig(),
+            batch_size=batch_size,
+            ordered=ordered,
+            kv_budget=kv_budget,
+            embeddings=embeddings,
+            n_load_threads=n_load_threads,
+            overlap=overlap,
+            on_error=on_error,
+            config_hash=config_hash,
+        )
+
+    @contextmanager
+    def open_batch(self, plan: Sequence[CutSpec]) -> Iterator[Any]:
+        """The engine for one run of :mod:`atp_cpp.batch`, with the plan set; one at a time.
+
+        Raises:
+            AtpError: another run is open, or the captioner is closed.
+        """
+        if not self._batch.acquire(blocking=False):
+            raise AtpError(
+                "this Captioner has another caption_many open; read its rows to the end or close it"
+            )
+        try:
+            with self._lock:
+                engine: Any = self._opened()
+                engine.set_plan(self._cuts(engine, plan))
+            yield engine
+        finally:
+            self._batch.release()
+
+    def check_open(self) -> None:
+        """Raises AtpError if the captioner is closed."""
+        self._opened()
+
+    def render(self, prompt: str, n_images: int = 1) -> str:
+        """The prompt as the model's chat template has it; see ChatPrompt.render."""
+        return self._prompt.render(prompt, n_images)
+
+    def _opened(self) -> Engine:
+        if self._engine is None:
+            raise AtpError("this Captioner is closed; make a new one")
+        return self._engine
+
+    def _cuts(self, engine: Engine, plan: Sequence[CutSpec]) -> list[Cut]:
+        """A settled plan as the engine takes it."""
+        if uses_atp(plan):
+            return engine.atp_plan(plan[0].budget)
+        return resolve(plan, self._info.n_layer, self._info.legal_cuts)
 
     def settle_plan(self, plan: Sequence[CutSpec]) -> tuple[CutSpec, ...]:
         """The plan with layer counts for this model; PlanError if it cannot be run."""

@@ -1,0 +1,252 @@
+"""Items -> rows: opened in threads, encoded, captioned several at once, put in order.
+
+items -> :mod:`loading` -> :mod:`encoding` -> :mod:`schedule` -> rows. Everything is drawn by the
+one who asks for rows, so nothing runs far ahead and memory stays flat.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from PIL import Image
+
+from atp_cpp._core import Result
+from atp_cpp.batch.embeddings import EmbeddingCache
+from atp_cpp.batch.encoding import Ahead, Asked, Encoder, Picture
+from atp_cpp.batch.item import Item
+from atp_cpp.batch.loading import load_all
+from atp_cpp.batch.room import default_budget, parse_size
+from atp_cpp.batch.schedule import Ended, Schedule
+from atp_cpp.captioner import Caption
+from atp_cpp.config import CutSpec, SamplingConfig
+from atp_cpp.errors import AtpError
+from atp_cpp.images import ImageSource, Pixels, source_name
+from atp_cpp.preprocess import prepare
+from atp_cpp.rows import Row, failed_row, good_row
+from atp_cpp.views import as_tiles
+
+if TYPE_CHECKING:
+    from atp_cpp.captioner import Captioner
+
+OnError: TypeAlias = Literal["record", "stop"]
+
+_log = logging.getLogger(__name__)
+
+_AHEAD = 2  # jobs encoded ahead, in a thread of their own
+_HELD = 16  # rows held back for their order, for each caption under way
+
+
+@dataclass(frozen=True, slots=True)
+class BatchOptions:
+    """How a batch is run; see ``Captioner.caption_many``. Sizes in bytes."""
+
+    plan: tuple[CutSpec, ...]
+    sampling: SamplingConfig
+    batch_size: int
+    kv_budget: int
+    ordered: bool = True
+    on_error: OnError = "record"
+    embeddings: EmbeddingCache | None = None
+    n_load_threads: int = 2
+    overlap: bool = False
+    config_hash: str = ""
+
+
+class CaptionRun(Iterator[Row]):
+    """The rows of ``Captioner.caption_many``, one by one.
+
+    Close it, or use it as a context manager, if you leave it before its end: captions under way are
+    given up then.
+    """
+
+    def __init__(self, captioner: Captioner, items: Iterable[Item], options: BatchOptions) -> None:
+        self._captioner, self._items, self._options = captioner, items, options
+        self._schedule: Schedule | None = None
+        self._stopped = False
+        self._rows = self._run()
+
+    def __next__(self) -> Row:
+        return next(self._rows)
+
+    def __enter__(self) -> CaptionRun:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives up the captions under way and ends the threads. Calling it again does nothing."""
+        self._rows.close()
+
+    def stop(self) -> None:
+        """Starts no further caption; those under way end, and their rows are given.
+
+        May be called from a signal handler, and from another thread.
+        """
+        self._stopped = True
+        if self._schedule is not None:
+            self._schedule.stop()
+
+    def _run(self) -> Generator[Row, None, None]:
+        options = self._options
+        with self._captioner.open_batch(options.plan) as engine:
+            encoder = Encoder(
+                engine, self._captioner.render, _draw(options.sampling), options.embeddings
+            )
+            self._schedule = schedule = Schedule(
+                engine, n_parallel=options.batch_size, kv_budget=options.kv_budget
+            )
+            if self._stopped:
+                return
+            order = _InOrder(_HELD * options.batch_size if options.ordered else 0)
+            n_threads = options.n_load_threads
+            images = load_all(
+                self._items, self._prepare, n_threads=n_threads, window=2 * n_threads + 1
+            )
+            with closing(images), closing(
+                Ahead(encoder.tasks(images), _AHEAD if options.overlap else 0)
+            ) as jobs:  # fmt: skip
+                ended = schedule.run(jobs, lambda: order.has_room() and jobs.ready())
+                with closing(ended):
+                    yield from order.rows(map(self._row, ended))
+
+    def _prepare(self, pixels: Pixels) -> Picture:
+        """Pixels as the engine takes them; called in the loading threads."""
+        spec = self._captioner.image_spec
+        return pixels if spec is None else as_tiles(prepare(pixels, spec), spec)
+
+    def _row(self, ended: Ended) -> tuple[int, Row]:
+        job, outcome = ended
+        asked: Asked = job.tag
+        if not isinstance(outcome, AtpError):
+            return asked.number, self._good_row(asked, outcome)
+        self._captioner.check_open()  # else each row to come would only say that it is closed
+        if self._options.on_error == "stop":
+            self.stop()
+        return asked.number, failed_row(
+            asked.item.image,
+            asked.prompt,
+            str(outcome),
+            self._captioner,
+            self._options.sampling.seed,
+        )
+
+    def _good_row(self, asked: Asked, result: Result) -> Row:
+        caption = Caption(
+            text=result.text.strip(),
+            finish_reason=result.finish_reason,
+            report=result.report,
+            plan=self._options.plan,
+            t_load=asked.t_load,
+        )
+        seed = self._options.sampling.seed
+        return good_row(asked.item.image, asked.prompt, caption, self._captioner, seed)
+
+
+def _draw(sampling: SamplingConfig) -> dict[str, Any]:
+    names = ("n_predict", "temp", "top_k", "top_p", "min_p", "seed")
+    return {name: getattr(sampling, name) for name in names} | {"stop": list(sampling.stop)}
+
+
+class _InOrder:
+    """Holds rows back until those before them are there.
+
+    Args:
+        limit: rows to hold back; then the row that all wait for is waited for. 0: none is held
+            back, rows are given as they come.
+    """
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held: dict[int, Row] = {}
+        self._next = 0
+
+    def has_room(self) -> bool:
+        """Whether more rows may be begun."""
+        return not self._limit or len(self._held) < self._limit
+
+    def rows(self, numbered: Iterable[tuple[int, Row]]) -> Iterator[Row]:
+        """The rows, each numbered from 0 without gaps, in order."""
+        for number, row in numbered:
+            if not self._limit:
+                yield row
+                continue
+            self._held[number] = row
+            while self._next in self._held:
+                yield self._held.pop(self._next)
+                self._next += 1
+
+
+def items_from(images: Iterable[ImageSource | Item], prompts: tuple[str, ...]) -> Iterator[Item]:
+    """Items as they are, and any other image as one: called by its path, or by its number."""
+    for number, image in enumerate(images):
+        if isinstance(image, Item):
+            yield image
+            continue
+        try:
+            name = source_name(image)
+        except AtpError as error:
+            yield Item(str(number), type(image).__name__, image, prompts, str(error))
+            continue
+        is_path = isinstance(image, (str, os.PathLike))
+        yield Item(name if is_path else str(number), name, image, prompts)
+
+
+def start_run(
+    captioner: Captioner,
+    images: Iterable[ImageSource | Item],
+    prompt: str | Sequence[str],
+    *,
+    batch_size: int,
+    kv_budget: int | str | None,
+    embeddings: str | os.PathLike[str] | EmbeddingCache | None,
+    n_load_threads: int | None,
+    overlap: bool | None,
+    on_error: OnError,
+    **others: Any,
+) -> CaptionRun:
+    """The body of ``Captioner.caption_many``, with its arguments.
+
+    Raises:
+        AtpError: one of them cannot be.
+    """
+    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+    for text in prompts:
+        captioner.render(text)
+    if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
+        raise AtpError(
+            f"expected several images, got one ({source_name(images)}); put it into a list, or use "
+            "caption"
+        )
+    if batch_size < 1:
+        raise AtpError(f"batch_size must be at least 1, got {batch_size}")
+    if batch_size > 1 and not getattr(captioner.info, "can_batch", False):
+        _log.warning("%s: this kind of model makes one caption at a time", captioner.model.name)
+        batch_size = 1
+    if isinstance(kv_budget, str):
+        kv_budget = parse_size(kv_budget)
+    if overlap is None:
+        overlap = any(device != "CPU" for device in captioner.info.devices)
+    if embeddings is not None and not isinstance(embeddings, EmbeddingCache):
+        embeddings = EmbeddingCache(embeddings)
+    options = BatchOptions(
+        batch_size=batch_size,
+        kv_budget=default_budget() if kv_budget is None else kv_budget,
+        embeddings=embeddings,
+        n_load_threads=min(4, os.cpu_count() or 1) if n_load_threads is None else n_load_threads,
+        overlap=overlap,
+        on_error=on_error,
+        **others,
+    )
+    return CaptionRun(captioner, items_from(images, prompts), options)
