@@ -51,6 +51,7 @@ def fake_engine(monkeypatch):
         engine = FakeEngine.fresh(**steer)
         monkeypatch.setattr(captioner, "Engine", engine)
         monkeypatch.setattr(captioner, "image_spec_of", lambda mmproj: spec)
+        monkeypatch.setattr(captioner, "config_hash", lambda **facts: "0123456789abcdef")
         return engine
 
     return put

@@ -7,7 +7,8 @@ with atp_cpp.Captioner("llava.gguf", mmproj="mmproj.gguf", policy="fastv:keep=0.
 """
 
 from atp_cpp._core import __version__
-from atp_cpp.captioner import Caption, Captioner
+from atp_cpp.caption import Caption
+from atp_cpp.captioner import Captioner
 from atp_cpp.config import CutSpec, SamplingConfig
 from atp_cpp.errors import AtpError, ConvertError, ImageError, ModelError, PlanError, StageError
 

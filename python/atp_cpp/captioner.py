@@ -7,14 +7,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
-from atp_cpp._core import Cut, Engine, ModelInfo, Report
+from atp_cpp._core import Cut, Engine, ModelInfo
+from atp_cpp.batch.config_hash import config_hash
+from atp_cpp.caption import Caption
 from atp_cpp.config import (
     ATP,
     Budget,
@@ -32,33 +33,12 @@ from atp_cpp.images import ImageSource, Pixels, load_image
 from atp_cpp.model_files import atp_file, image_spec_of, model_files
 from atp_cpp.preprocess import prepare
 from atp_cpp.prompts import DEFAULT_PROMPT, ChatPrompt
-from atp_cpp.views import View, as_tiles, views_of
+from atp_cpp.views import as_tiles, views_of
 
 if TYPE_CHECKING:
     from atp_cpp.batch.embeddings import EmbeddingCache
     from atp_cpp.batch.item import Item
     from atp_cpp.batch.pipeline import CaptionRun, OnError
-
-
-@dataclass(frozen=True, slots=True)
-class Caption:
-    """What came out for one prompt.
-
-    Attributes:
-        text: the answer, white space at its ends dropped.
-        finish_reason: "stop" (the model ended it), "length" (n_predict reached) or "cancelled".
-        report: counts, times and bytes; see ``atp_cpp._core.Report``.
-        plan: the cuts that were made, as layer counts.
-        t_load: ms to open the images, and to prepare them if the projector's file says how.
-        views: what each grid of the report shows of its image; empty where libmtmd prepared it.
-    """
-
-    text: str
-    finish_reason: str
-    report: Report
-    plan: tuple[CutSpec, ...]
-    t_load: float
-    views: tuple[View, ...] = ()
 
 
 class Captioner:
@@ -114,6 +94,7 @@ class Captioner:
             plan = (CutSpec(0, ATP),)
         if uses_atp(plan) and self.atp is None:
             settle(plan, 1, ())  # says so, before a model is loaded
+        self._rounding = {"flash_attn": flash_attn, "type_k": type_k, "type_v": type_v}
         self._lock = threading.Lock()  # one call of the engine at a time
         self._batch = threading.Lock()  # held while a batch is open
         self._engine: Engine | None = Engine(
@@ -272,7 +253,6 @@ class Captioner:
         n_load_threads: int | None = None,
         overlap: bool | None = None,
         on_error: OnError = "record",
-        config_hash: str = "",
     ) -> CaptionRun:
         """Answers one prompt, or several, about each of many images, as many at once as told.
 
@@ -295,7 +275,6 @@ class Captioner:
                 is on an accelerator: on a CPU both want the same cores.
             on_error: "record": a row of status "error" for whatever fails. "stop": the first such
                 row ends the run; captions under way are ended before.
-            config_hash: put into the rows.
 
         Returns:
             An iterator over Rows, with close() and stop().
@@ -320,7 +299,23 @@ class Captioner:
             n_load_threads=n_load_threads,
             overlap=overlap,
             on_error=on_error,
-            config_hash=config_hash,
+        )
+
+    def config_hash(
+        self, *, plan: Sequence[CutSpec] | None = None, sampling: SamplingConfig | None = None
+    ) -> str:
+        """16 hex digits that change with whatever changes captions: rows with others are not done.
+
+        Raises:
+            ModelError: a model file that cannot be read any more.
+        """
+        return config_hash(
+            model=self.model,
+            mmproj=self.mmproj,
+            atp=self.atp,
+            plan=self._plan if plan is None else plan,
+            sampling=sampling or SamplingConfig(),
+            **self._rounding,
         )
 
     @contextmanager

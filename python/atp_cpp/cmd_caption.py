@@ -7,7 +7,8 @@ import sys
 import time
 from dataclasses import dataclass, field
 
-from atp_cpp.captioner import Caption, Captioner
+from atp_cpp.caption import Caption
+from atp_cpp.captioner import Captioner
 from atp_cpp.cli_args import (
     add_model_arguments,
     add_policy_arguments,

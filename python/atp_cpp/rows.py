@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from atp_cpp.config import CutSpec, plan_text
 
 if TYPE_CHECKING:
-    from atp_cpp.captioner import Caption, Captioner
+    from atp_cpp.caption import Caption
+    from atp_cpp.captioner import Captioner
 
 __all__ = ["CANCELLED", "ERROR", "OK", "Row", "failed_row", "good_row"]
 

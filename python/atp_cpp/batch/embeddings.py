@@ -1,33 +1,158 @@
-"""Encoded images on disk, so that a second run over the same images needs no vision encoder."""
+"""Encoded images on disk, so that a second run over the same images needs no vision encoder.
+
+One file an entry, float32 as the encoder gave it, so a caption made of it is the same bit for bit.
+An entry's name stands for the image, the encoder and how images are prepared for it. Inside, before
+the numbers: 8 bytes of magic, the name (32), a checksum (16), rows and columns (uint32 each).
+
+Entries appear by rename, so a reader meets whole ones; what is cut short or altered nevertheless is
+found by its checksum, and made again. Several processes may share a folder. It holds nothing that
+cannot be made again: where the disk refuses, the cache is silent and the run goes on.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import logging
 import os
+import re
+import secrets
+import struct
+import time
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from atp_cpp.errors import AtpError
+
 DEFAULT_BYTES = 2 << 30
+
+_MAGIC = b"atpembd1"
+_HEAD = struct.Struct("<8s32s16sII")
+_NAME = re.compile(r"[0-9a-f]{64}\.embd")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.embd-part")
+_STALE = 3600  # s; a temporary file that old belongs to no process any more
+_LOOKS = 16  # the folder is listed when this part of its size was written
+
+_log = logging.getLogger(__name__)
 
 
 class EmbeddingCache:
     """A folder of image embeddings.
 
     Args:
-        folder: made if it is missing; several processes may share it.
-        max_bytes: that all entries may take together; the oldest go first.
-        encoder: what made the embeddings and how; entries of others are not seen.
+        folder: made if it is missing.
+        max_bytes: that all entries may take together; the oldest go first. Each further process
+            that writes may take a sixteenth of it on top.
+
+    Raises:
+        AtpError: no such folder can be made.
     """
 
-    def __init__(
-        self, folder: str | os.PathLike[str], max_bytes: int = DEFAULT_BYTES, *, encoder: str = ""
-    ) -> None:
-        raise NotImplementedError
+    def __init__(self, folder: str | os.PathLike[str], max_bytes: int = DEFAULT_BYTES) -> None:
+        self._folder, self._max_bytes = Path(folder), max_bytes
+        self._allowance = 0  # bytes to write before the folder is listed again
+        self._quiet = False
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise AtpError(
+                f"{folder}: expected a folder for image embeddings: {error.strerror or error}"
+            ) from error
 
-    def get(self, sha256: str) -> NDArray[np.float32] | None:
-        """The embeddings of an image, [n_image_tokens, n_embd_inp]; None if they are not there."""
-        raise NotImplementedError
+    def get(self, sha256: str, encoder: str) -> NDArray[np.float32] | None:
+        """The embeddings of an image.
 
-    def put(self, sha256: str, embd: NDArray[np.float32]) -> None:
-        """Keeps them, if the disk lets it."""
-        raise NotImplementedError
+        Args:
+            sha256: of the image.
+            encoder: what makes embeddings, and how images are prepared for it.
+
+        Returns:
+            [n_image_tokens, n_embd_inp], read-only; None if there is no entry, or no good one.
+        """
+        name = _name(sha256, encoder)
+        try:
+            raw = self._path(name).read_bytes()
+        except OSError:
+            return None
+        if len(raw) < _HEAD.size:
+            return None
+        magic, named, checksum, n_rows, n_cols = _HEAD.unpack_from(raw)
+        body = memoryview(raw)[_HEAD.size :]
+        if (magic, named, len(body)) != (_MAGIC, name, 4 * n_rows * n_cols):
+            return None
+        if _checksum(body) != checksum:
+            return None
+        return np.frombuffer(body, "<f4").reshape(n_rows, n_cols)
+
+    def put(self, sha256: str, encoder: str, embd: NDArray[np.float32]) -> None:
+        """Keeps the embeddings [n_image_tokens, n_embd_inp] of an image, if the disk lets it."""
+        if self._quiet:
+            return
+        name = _name(sha256, encoder)
+        body = np.ascontiguousarray(embd, "<f4").tobytes()
+        head = _HEAD.pack(_MAGIC, name, _checksum(body), *embd.shape)
+        temporary = self._folder / f".{secrets.token_hex(16)}.embd-part"
+        try:
+            if self._make_room(len(head) + len(body)):
+                try:
+                    with temporary.open("xb") as stream:
+                        stream.write(head)
+                        stream.write(body)
+                    temporary.replace(self._path(name))
+                except BaseException:
+                    temporary.unlink(missing_ok=True)
+                    raise
+        except OSError as error:
+            self._quiet = True
+            _log.warning(
+                "%s: image embeddings are not kept any more: %s; the captions go on without",
+                self._folder,
+                error.strerror or error,
+            )
+
+    def _path(self, name: bytes) -> Path:
+        return self._folder / f"{name.hex()}.embd"
+
+    def _make_room(self, n_bytes: int) -> bool:
+        """Whether so many may be written; takes the oldest entries out first if need be."""
+        if n_bytes > self._max_bytes:
+            return False
+        if n_bytes > self._allowance:
+            self._allowance = max(n_bytes, self._max_bytes // _LOOKS)
+            self._trim(self._max_bytes - self._allowance)
+        self._allowance -= n_bytes
+        return True
+
+    def _trim(self, target: int) -> None:
+        """Deletes the oldest entries until the others take no more than `target` bytes."""
+        entries: list[tuple[float, int, str]] = []
+        now = time.time()
+        with os.scandir(self._folder) as listing:
+            for found in listing:
+                temporary = _TEMPORARY.fullmatch(found.name)
+                if not temporary and not _NAME.fullmatch(found.name):
+                    continue  # not ours
+                try:
+                    status = found.stat(follow_symlinks=False)
+                except FileNotFoundError:  # another process was faster
+                    continue
+                if not temporary:
+                    entries.append((status.st_mtime, status.st_size, found.path))
+                elif now - status.st_mtime > _STALE:
+                    Path(found.path).unlink(missing_ok=True)
+        entries.sort()
+        excess = sum(size for _, size, _ in entries) - target
+        for _, size, path in entries:
+            if excess <= 0:
+                return
+            Path(path).unlink(missing_ok=True)
+            excess -= size
+
+
+def _name(sha256: str, encoder: str) -> bytes:
+    return hashlib.sha256(f"{sha256}:{encoder}".encode()).digest()
+
+
+def _checksum(body: bytes | memoryview) -> bytes:
+    return hashlib.blake2b(body, digest_size=16).digest()

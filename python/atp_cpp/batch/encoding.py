@@ -66,12 +66,14 @@ class Encoder:
         render: a prompt -> its text with one media marker.
         options: of ``Engine.start``, the same for all jobs.
         embeddings: where encoded images are kept between runs.
+        encoder_id: what stands there for the vision encoder.
     """
 
     engine: Any
     render: Callable[[str], str]
     options: Mapping[str, Any] = field(default_factory=dict)
     embeddings: EmbeddingCache | None = None
+    encoder_id: str = ""
 
     def tasks(self, images: Iterable[Loaded[Picture]]) -> Iterator[Callable[[], Job]]:
         """One call a job, to be called in this order."""
@@ -99,7 +101,7 @@ class Encoder:
         assert picture is not None
         embd, kept = seen.embd, None
         if embd is None and self.embeddings is not None:
-            embd = kept = self.embeddings.get(seen.loaded.sha256)
+            embd = kept = self.embeddings.get(seen.loaded.sha256, self.encoder_id)
         if embd is not None:
             try:
                 sequence = self.engine.encode(text, [picture], embd=embd)
@@ -113,7 +115,7 @@ class Encoder:
         if seen.n_prompts > 1 or self.embeddings is not None:
             seen.embd = sequence.embd
         if self.embeddings is not None and seen.embd is not None:
-            self.embeddings.put(seen.loaded.sha256, seen.embd)
+            self.embeddings.put(seen.loaded.sha256, self.encoder_id, seen.embd)
         return sequence
 
 

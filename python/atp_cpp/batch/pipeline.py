@@ -6,6 +6,8 @@ one who asks for rows, so nothing runs far ahead and memory stays flat.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
@@ -16,14 +18,15 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from PIL import Image
 
-from atp_cpp._core import Result
+from atp_cpp._core import Result, __version__
+from atp_cpp.batch.config_hash import file_fingerprint
 from atp_cpp.batch.embeddings import EmbeddingCache
 from atp_cpp.batch.encoding import Ahead, Asked, Encoder, Picture
 from atp_cpp.batch.item import Item
 from atp_cpp.batch.loading import load_all
 from atp_cpp.batch.room import default_budget, parse_size
 from atp_cpp.batch.schedule import Ended, Schedule
-from atp_cpp.captioner import Caption
+from atp_cpp.caption import Caption
 from atp_cpp.config import CutSpec, SamplingConfig
 from atp_cpp.errors import AtpError
 from atp_cpp.images import ImageSource, Pixels, source_name
@@ -55,21 +58,18 @@ class BatchOptions:
     embeddings: EmbeddingCache | None = None
     n_load_threads: int = 2
     overlap: bool = False
-    config_hash: str = ""
 
 
 class CaptionRun(Iterator[Row]):
     """The rows of ``Captioner.caption_many``, one by one.
 
     Close it, or use it as a context manager, if you leave it before its end: captions under way are
-    given up then.
+    given up then. Forgetting it does the same.
     """
 
     def __init__(self, captioner: Captioner, items: Iterable[Item], options: BatchOptions) -> None:
-        self._captioner, self._items, self._options = captioner, items, options
-        self._schedule: Schedule | None = None
-        self._stopped = False
-        self._rows = self._run()
+        self._batch = _Batch(captioner, items, options)
+        self._rows = self._batch.rows()
 
     def __next__(self) -> Row:
         return next(self._rows)
@@ -94,16 +94,30 @@ class CaptionRun(Iterator[Row]):
 
         May be called from a signal handler, and from another thread.
         """
+        self._batch.stop()
+
+
+class _Batch:
+    """The work of a run. Holds no reference to its own rows(), which end when they are dropped."""
+
+    def __init__(self, captioner: Captioner, items: Iterable[Item], options: BatchOptions) -> None:
+        self._captioner, self._items, self._options = captioner, items, options
+        self._schedule: Schedule | None = None
+        self._stopped = False
+        self._config_hash = ""
+
+    def stop(self) -> None:
         self._stopped = True
         if self._schedule is not None:
             self._schedule.stop()
 
-    def _run(self) -> Generator[Row, None, None]:
-        options = self._options
-        with self._captioner.open_batch(options.plan) as engine:
-            encoder = Encoder(
-                engine, self._captioner.render, _draw(options.sampling), options.embeddings
-            )
+    def rows(self) -> Generator[Row, None, None]:
+        options, captioner = self._options, self._captioner
+        with captioner.open_batch(options.plan) as engine:
+            self._config_hash = captioner.config_hash(plan=options.plan, sampling=options.sampling)
+            encoder = Encoder(engine, captioner.render, _draw(options.sampling))
+            if options.embeddings is not None:
+                encoder.embeddings, encoder.encoder_id = options.embeddings, encoder_id(captioner)
             self._schedule = schedule = Schedule(
                 engine, n_parallel=options.batch_size, kv_budget=options.kv_budget
             )
@@ -111,15 +125,12 @@ class CaptionRun(Iterator[Row]):
                 return
             order = _InOrder(_HELD * options.batch_size if options.ordered else 0)
             n_threads = options.n_load_threads
-            images = load_all(
-                self._items, self._prepare, n_threads=n_threads, window=2 * n_threads + 1
-            )
-            with closing(images), closing(
-                Ahead(encoder.tasks(images), _AHEAD if options.overlap else 0)
-            ) as jobs:  # fmt: skip
-                ended = schedule.run(jobs, lambda: order.has_room() and jobs.ready())
-                with closing(ended):
-                    yield from order.rows(map(self._row, ended))
+            window = 2 * n_threads + 1
+            images = load_all(self._items, self._prepare, n_threads=n_threads, window=window)
+            jobs = Ahead(encoder.tasks(images), _AHEAD if options.overlap else 0)
+            ended = schedule.run(jobs, lambda: order.has_room() and jobs.ready())
+            with closing(images), closing(jobs), closing(ended):
+                yield from order.rows(map(self._row, ended))
 
     def _prepare(self, pixels: Pixels) -> Picture:
         """Pixels as the engine takes them; called in the loading threads."""
@@ -140,6 +151,11 @@ class CaptionRun(Iterator[Row]):
             str(outcome),
             self._captioner,
             self._options.sampling.seed,
+            plan=self._options.plan,
+            custom_id=asked.item.custom_id,
+            sha256=asked.sha256,
+            t_load=asked.t_load,
+            config_hash=self._config_hash,
         )
 
     def _good_row(self, asked: Asked, result: Result) -> Row:
@@ -150,8 +166,26 @@ class CaptionRun(Iterator[Row]):
             plan=self._options.plan,
             t_load=asked.t_load,
         )
-        seed = self._options.sampling.seed
-        return good_row(asked.item.image, asked.prompt, caption, self._captioner, seed)
+        return good_row(
+            asked.item.image,
+            asked.prompt,
+            caption,
+            self._captioner,
+            self._options.sampling.seed,
+            custom_id=asked.item.custom_id,
+            sha256=asked.sha256,
+            parsed=self._parsed(caption.text),
+            config_hash=self._config_hash,
+        )
+
+    def _parsed(self, text: str) -> Any:
+        """The object that a JSON schema made of the answer; None without one, or cut short."""
+        if not getattr(self._options.sampling, "json_schema", ""):
+            return None
+        try:
+            return json.loads(text)
+        except ValueError:
+            return None
 
 
 def _draw(sampling: SamplingConfig) -> dict[str, Any]:
@@ -201,6 +235,17 @@ def items_from(images: Iterable[ImageSource | Item], prompts: tuple[str, ...]) -
             continue
         is_path = isinstance(image, (str, os.PathLike))
         yield Item(name if is_path else str(number), name, image, prompts)
+
+
+def encoder_id(captioner: Captioner) -> str:
+    """What changes with whatever changes the embeddings of an image."""
+    facts = [
+        __version__,  # images are prepared by this package, or by the libmtmd in it
+        file_fingerprint(captioner.mmproj),
+        None if captioner.image_spec is None else captioner.image_spec.metadata(),
+        list(captioner.info.devices),
+    ]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def start_run(
