@@ -18,7 +18,7 @@ class FakeSequence:
 
     `needs` are cells of its own rows in each stage, without the shared text; `bound` what is known
     of them beforehand. `words` is what it says, one a step. `fail`: an error that "start" or "step"
-    raises, with it under way.
+    raises with it under way, or "alone", the text of one that ends only it.
     """
 
     needs: tuple
@@ -152,7 +152,9 @@ class FakeCaches:
         ended = []
         for slot, caption in sorted(self.live.items()):
             caption.n_said += 1
-            if caption.n_said >= min(len(caption.sequence.words), caption.n_predict):
+            if "alone" in caption.sequence.fail or caption.n_said >= min(
+                len(caption.sequence.words), caption.n_predict
+            ):
                 ended.append((slot, self._result(caption.sequence, caption.n_predict)))
         for slot, _ in ended:
             del self.live[slot]
@@ -168,6 +170,8 @@ class FakeCaches:
 
     def _result(self, sequence, n_predict):
         words = sequence.words[:n_predict]
+        if error := sequence.fail.get("alone"):
+            return FakeResult("", [], "error", self._report(0, self.plan), error)
         reason = "length" if n_predict < len(sequence.words) else "stop"
         report = replace(self._report(sequence.n_images, self.plan), t_encode=sequence.t_encode)
         return FakeResult("".join(words), list(range(len(words))), reason, report)
@@ -197,7 +201,6 @@ class FakeBatchEngine(FakeCaches, FakeEngine):
         FakeCaches.__init__(self)
         self.sizes = (8,)
         self.n_encoded = 0  # runs of the vision encoder
-        self.encodes = []
 
     def set_plan(self, plan):
         self._idle("set_plan")
@@ -207,7 +210,7 @@ class FakeBatchEngine(FakeCaches, FakeEngine):
     def encode(self, prompt, images, *, embd=None):
         self._check_open()
         assert prompt.count(self.info.media_marker) == len(images)
-        self.encodes.append((prompt, embd is not None))
+        t_encode = 1.0 if embd is None else 0.0
         if embd is None:
             self.n_encoded += 1
             embd = np.full((16 * len(images), 4), np.mean([_mean(i) for i in images]), np.float32)
@@ -216,7 +219,7 @@ class FakeBatchEngine(FakeCaches, FakeEngine):
         words = (f" {embd[0, 0]:.3f}", *(f" {word}" for word in prompt.split()))
         return FakeSequence(
             needs=(len(prompt) + 16,) * len(self.sizes), words=words, embd=embd,
-            t_encode=0.0 if embd is None else 1.0, n_images=len(images), name=prompt,
+            t_encode=t_encode, n_images=len(images), name=prompt,
         )  # fmt: skip
 
     def generate(self, prompt, images, *, plan=(), n_predict=128, **options):

@@ -36,6 +36,7 @@ class FakeInfo:
     why_not: str = ""
     mrope: bool = False
     devices: tuple = ("CPU",)
+    can_batch: bool = True
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class FakeResult:
     tokens: list
     finish_reason: str
     report: FakeReport
+    error: str = ""
 
 
 @dataclass

@@ -44,11 +44,11 @@ def cli(capsys):
 def fake_engine(monkeypatch):
     """`fake_engine(**steer)` puts a FakeEngine class in the place of the real engine.
 
-    `spec` is the ImageSpec of its projector.
+    `spec` is the ImageSpec of its projector, `of` another kind of engine.
     """
 
-    def put(spec=None, **steer):
-        engine = FakeEngine.fresh(**steer)
+    def put(spec=None, of=FakeEngine, **steer):
+        engine = of.fresh(**steer)
         monkeypatch.setattr(captioner, "Engine", engine)
         monkeypatch.setattr(captioner, "image_spec_of", lambda mmproj: spec)
         monkeypatch.setattr(captioner, "config_hash", lambda **facts: "0123456789abcdef")

@@ -184,5 +184,5 @@ def test_short_memory_halves_the_caches(caplog):
 
 
 def test_no_memory_at_all_is_the_jobs_error():
-    with pytest.raises(StageError, match="--kv-budget"):
+    with pytest.raises(StageError, match="no memory for caches of 160 bytes"):
         room_of(Engine(n_shared=0, no_memory_above=10), (40,))

@@ -41,6 +41,9 @@ if TYPE_CHECKING:
     from atp_cpp.batch.pipeline import CaptionRun, OnError
 
 
+_BUSY = "this Captioner has a caption_many open; read its rows to the end, or close it"
+
+
 class Captioner:
     """A loaded model and its vision projector, for as many captions as wanted.
 
@@ -179,7 +182,8 @@ class Captioner:
             ImageError: an image that cannot be opened.
             PlanError: cuts that this model cannot run.
             StageError: for instance a context too small for the prompt.
-            AtpError: the captioner is closed, or the prompt holds the media marker.
+            AtpError: the captioner is closed or has a caption_many open, or the prompt holds the
+                media marker.
             KeyboardInterrupt: Ctrl-C, within one decode step.
         """
         plan = self._plan if policy is None else self.settle_plan(parse_plan(policy))
@@ -217,6 +221,8 @@ class Captioner:
         t_load += 1000 * (time.perf_counter() - started)
         with self._lock:
             engine = self._opened()
+            if self._batch.locked():
+                raise AtpError(_BUSY)
             result = engine.generate(
                 text,
                 [as_tiles(image, spec) for image in prepared] if spec else pixels,
@@ -284,7 +290,7 @@ class Captioner:
                 the rows under way.
             PlanError: cuts that this model cannot run.
         """
-        from atp_cpp.batch.pipeline import start_run
+        from atp_cpp.batch.many import start_run
 
         return start_run(
             self,
@@ -326,9 +332,7 @@ class Captioner:
             AtpError: another run is open, or the captioner is closed.
         """
         if not self._batch.acquire(blocking=False):
-            raise AtpError(
-                "this Captioner has another caption_many open; read its rows to the end or close it"
-            )
+            raise AtpError(_BUSY)
         try:
             with self._lock:
                 engine: Any = self._opened()

@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import os
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
-
-from PIL import Image
 
 from atp_cpp._core import Result, __version__
 from atp_cpp.batch.config_hash import file_fingerprint
@@ -24,12 +20,11 @@ from atp_cpp.batch.embeddings import EmbeddingCache
 from atp_cpp.batch.encoding import Ahead, Asked, Encoder, Picture
 from atp_cpp.batch.item import Item
 from atp_cpp.batch.loading import load_all
-from atp_cpp.batch.room import default_budget, parse_size
 from atp_cpp.batch.schedule import Ended, Schedule
 from atp_cpp.caption import Caption
 from atp_cpp.config import CutSpec, SamplingConfig
 from atp_cpp.errors import AtpError
-from atp_cpp.images import ImageSource, Pixels, source_name
+from atp_cpp.images import Pixels
 from atp_cpp.preprocess import prepare
 from atp_cpp.rows import Row, failed_row, good_row
 from atp_cpp.views import as_tiles
@@ -39,7 +34,6 @@ if TYPE_CHECKING:
 
 OnError: TypeAlias = Literal["record", "stop"]
 
-_log = logging.getLogger(__name__)
 
 _AHEAD = 2  # jobs encoded ahead, in a thread of their own
 _HELD = 16  # rows held back for their order, for each caption under way
@@ -222,21 +216,6 @@ class _InOrder:
                 self._next += 1
 
 
-def items_from(images: Iterable[ImageSource | Item], prompts: tuple[str, ...]) -> Iterator[Item]:
-    """Items as they are, and any other image as one: called by its path, or by its number."""
-    for number, image in enumerate(images):
-        if isinstance(image, Item):
-            yield image
-            continue
-        try:
-            name = source_name(image)
-        except AtpError as error:
-            yield Item(str(number), type(image).__name__, image, prompts, str(error))
-            continue
-        is_path = isinstance(image, (str, os.PathLike))
-        yield Item(name if is_path else str(number), name, image, prompts)
-
-
 def encoder_id(captioner: Captioner) -> str:
     """What changes with whatever changes the embeddings of an image."""
     facts = [
@@ -246,52 +225,3 @@ def encoder_id(captioner: Captioner) -> str:
         list(captioner.info.devices),
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-def start_run(
-    captioner: Captioner,
-    images: Iterable[ImageSource | Item],
-    prompt: str | Sequence[str],
-    *,
-    batch_size: int,
-    kv_budget: int | str | None,
-    embeddings: str | os.PathLike[str] | EmbeddingCache | None,
-    n_load_threads: int | None,
-    overlap: bool | None,
-    on_error: OnError,
-    **others: Any,
-) -> CaptionRun:
-    """The body of ``Captioner.caption_many``, with its arguments.
-
-    Raises:
-        AtpError: one of them cannot be.
-    """
-    prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-    for text in prompts:
-        captioner.render(text)
-    if isinstance(images, (str, bytes, os.PathLike, Image.Image)):
-        raise AtpError(
-            f"expected several images, got one ({source_name(images)}); put it into a list, or use "
-            "caption"
-        )
-    if batch_size < 1:
-        raise AtpError(f"batch_size must be at least 1, got {batch_size}")
-    if batch_size > 1 and not getattr(captioner.info, "can_batch", False):
-        _log.warning("%s: this kind of model makes one caption at a time", captioner.model.name)
-        batch_size = 1
-    if isinstance(kv_budget, str):
-        kv_budget = parse_size(kv_budget)
-    if overlap is None:
-        overlap = any(device != "CPU" for device in captioner.info.devices)
-    if embeddings is not None and not isinstance(embeddings, EmbeddingCache):
-        embeddings = EmbeddingCache(embeddings)
-    options = BatchOptions(
-        batch_size=batch_size,
-        kv_budget=default_budget() if kv_budget is None else kv_budget,
-        embeddings=embeddings,
-        n_load_threads=min(4, os.cpu_count() or 1) if n_load_threads is None else n_load_threads,
-        overlap=overlap,
-        on_error=on_error,
-        **others,
-    )
-    return CaptionRun(captioner, items_from(images, prompts), options)

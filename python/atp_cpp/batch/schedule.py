@@ -20,7 +20,7 @@ from typing import Any, Protocol, TypeAlias
 
 from atp_cpp._core import Result
 from atp_cpp.batch.room import CacheEngine, Room
-from atp_cpp.errors import AtpError, ModelError
+from atp_cpp.errors import AtpError, ModelError, StageError
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +71,11 @@ class Job:
 
 
 Ended: TypeAlias = "tuple[Job, Result | AtpError]"
+
+
+def _outcome(result: Result) -> Result | AtpError:
+    """An engine's result, or the error that ended this caption alone."""
+    return StageError(getattr(result, "error", "")) if result.finish_reason == "error" else result
 
 
 def _always() -> bool:
@@ -183,9 +188,10 @@ class Schedule:
         except AtpError as error:
             return error
         self._room.learn(started.n_cells)
-        if started.result is None:
-            self._live[started.slot] = job
-        return started.result
+        if started.result is not None:
+            return _outcome(started.result)
+        self._live[started.slot] = job
+        return None
 
     def _step(self) -> Iterator[Ended]:
         try:
@@ -196,7 +202,7 @@ class Schedule:
         if ended:
             self._full = False
         for slot, result in ended:
-            yield self._live.pop(slot), result
+            yield self._live.pop(slot), _outcome(result)
 
     def _failed(self, error: AtpError) -> Iterator[Ended]:
         """A step failed, with all captions under way; each shows alone whether it was its fault."""
