@@ -17,6 +17,7 @@ import io
 import logging
 import os
 import stat
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,11 +79,12 @@ _HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b
 _log = logging.getLogger(__name__)
 
 
-def load_image(source: ImageSource) -> Pixels:
+def load_image(source: ImageSource, *, name: str = "") -> Pixels:
     """Opens one image.
 
     Args:
         source: path, encoded bytes, a Pillow image, or pixels as uint8 [h, w, 3] in RGB order.
+        name: what messages call it; :func:`source_name` if not given.
 
     Returns:
         uint8 [h, w, 3], RGB, upright, C-contiguous.
@@ -90,15 +92,22 @@ def load_image(source: ImageSource) -> Pixels:
     Raises:
         ImageError: in one line: which image, what was expected, what came, what to do.
     """
+    name = name or source_name(source)
     if isinstance(source, np.ndarray):
-        return _from_array(source)
-    name = source_name(source)
+        return _from_array(source, name)
     if isinstance(source, Image.Image):
         check_size(name, source.width, source.height)
         return _decode(source, name)
+    with opened_image(source, name) as image:
+        return _decode(image, name)
+
+
+@contextmanager
+def opened_image(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[Image.Image]:
+    """An image of a permitted size, of which nothing but the header is read yet; or ImageError."""
     with _opened(source, name) as stream, _identified(stream, name) as image:
         check_size(name, image.width, image.height)
-        return _decode(image, name)
+        yield image
 
 
 def source_name(source: ImageSource) -> str:
@@ -137,13 +146,13 @@ def check_size(name: str, width: int, height: int) -> None:
         )
 
 
-def _from_array(pixels: NDArray[Any]) -> Pixels:
+def _from_array(pixels: NDArray[Any], name: str) -> Pixels:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ImageError(
-            "<array>: expected uint8 pixels [h, w, 3] in RGB order, got "
+            f"{name}: expected uint8 pixels [h, w, 3] in RGB order, got "
             f"{pixels.dtype} {list(pixels.shape)}; scale to 0..255, then .astype(np.uint8)"
         )
-    check_size("<array>", pixels.shape[1], pixels.shape[0])
+    check_size(name, pixels.shape[1], pixels.shape[0])
     return np.ascontiguousarray(pixels)
 
 
@@ -155,15 +164,20 @@ def _opened(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[Binar
             raise ImageError(f"{name}: {_EXPECTED}, got 0 bytes")
         yield io.BytesIO(source)
         return
-    stream = _open_path(Path(source), name)
-    with stream:
+    with open_file(source, name, pipes=True) as stream:
         yield stream
 
 
-def _open_path(path: Path, name: str) -> BinaryIO:
-    if not name:
+def open_file(source: str | os.PathLike[str], name: str, *, pipes: bool) -> BinaryIO:
+    """A file that is not empty, to be read; never a device, and a pipe only if `pipes`.
+
+    Raises:
+        ImageError: with `name` in it.
+    """
+    path, text = Path(source), os.fspath(source)
+    if not text:
         raise ImageError(f"{_EXPECTED}, got an empty name")
-    if name.startswith(("http://", "https://")):
+    if text.startswith(("http://", "https://")):
         raise ImageError(f"{name}: expected a file, got a web address; download it first")
     try:
         status = path.stat()
@@ -171,10 +185,12 @@ def _open_path(path: Path, name: str) -> BinaryIO:
             raise ImageError(
                 f"{name}: {_EXPECTED}, got a directory; name its files, for instance {name}/*.jpg"
             )
-        if stat.S_ISFIFO(status.st_mode):
+        if stat.S_ISFIFO(status.st_mode) and pipes:
             return io.BytesIO(path.read_bytes())  # `atp-cpp caption <(curl …)`
         if not stat.S_ISREG(status.st_mode):
-            raise ImageError(f"{name}: {_EXPECTED}, got a device or socket; name a regular file")
+            raise ImageError(
+                f"{name}: {_EXPECTED}, got a pipe, device or socket; name a regular file"
+            )
         if status.st_size == 0:
             raise ImageError(
                 f"{name}: {_EXPECTED}, got an empty file (0 bytes); copy or download it again"
@@ -194,9 +210,9 @@ def _identified(stream: BinaryIO, name: str) -> Image.Image:
     """The image with its header read and no pixel decoded."""
     head = stream.read(64)
     stream.seek(0)
-    _register_heif()
+    register_heif()
     try:
-        with _pillow_quiet():
+        with _pillow_quiet:
             image = Image.open(stream)
     except Image.DecompressionBombError as error:
         raise ImageError(
@@ -240,7 +256,7 @@ def _is_text(head: bytes) -> bool:
 
 def _decode(image: Image.Image, name: str) -> Pixels:
     try:
-        with _pillow_quiet():
+        with _pillow_quiet:
             image.load()  # the first frame, if there are several
             upright = _turned(image)
             return np.array(_to_rgb(upright, name), dtype=np.uint8, order="C")
@@ -277,7 +293,7 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
             paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
             return Image.alpha_composite(paper, rgba).convert("RGB")
         return rgba.convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def _deep_grey(image: Image.Image) -> Image.Image:
@@ -291,15 +307,38 @@ def _deep_grey(image: Image.Image) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8), mode=None)
 
 
-@contextmanager
-def _pillow_quiet() -> Iterator[None]:
-    """No warnings of Pillow's: it warns of odd metadata, and of sizes that check_size judges."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\b")
-        yield
+class _PillowQuiet:
+    """While entered, no warnings of Pillow's: of odd metadata, of sizes that check_size judges.
+
+    Python has one list of filters for all threads. So the first thread in changes it and the last
+    one out puts it back; one that restored it alone would take the others' away.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._n_inside = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._n_inside == 0:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+            self._n_inside += 1
+
+    def __exit__(self, *failure: object) -> None:
+        with self._lock:
+            self._n_inside -= 1
+            if self._n_inside == 0:
+                self._filters.__exit__(None, None, None)
 
 
-def _register_heif() -> None:
+_pillow_quiet = _PillowQuiet()
+
+
+def register_heif() -> None:
+    """Lets Pillow open HEIC if pillow-heif is installed."""
     if "HEIF" in Image.OPEN:
         return
     try:

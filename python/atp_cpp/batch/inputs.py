@@ -5,9 +5,33 @@ Everything is lazy: sorted names of one folder are held, never those of the whol
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+from atp_cpp.batch.folders import (
+    Found,
+    entries_of,
+    holds_any,
+    image_suffixes,
+    images_in,
+    is_folder,
+    is_image_name,
+    is_tar_name,
+)
 from atp_cpp.batch.item import Item
+from atp_cpp.batch.lists import (
+    Line,
+    check_readable,
+    is_stream,
+    is_web_address,
+    item_of_json,
+    lines_of,
+)
+from atp_cpp.batch.patterns import files_matching, is_pattern
+from atp_cpp.batch.shard import check_shard, shard_of
+from atp_cpp.batch.tars import images_in_tar
+from atp_cpp.errors import AtpError
 
 
 def items_of(
@@ -33,7 +57,12 @@ def items_of(
         AtpError: nothing named, a folder without images, a pattern that matches nothing, a list
             that cannot be read. At once; but that a list names nothing is known only at its end.
     """
-    raise NotImplementedError
+    asked = (prompts,) if isinstance(prompts, str) else tuple(prompts)
+    if not asked:
+        raise AtpError("no prompt; expected at least one question for each image")
+    inputs = _Inputs(tuple(paths), asked, recursive, filelist, jsonl, shard)
+    inputs.check()
+    return inputs.items()
 
 
 def count_of(
@@ -44,9 +73,166 @@ def count_of(
     jsonl: str | None = None,
     shard: tuple[int, int] | None = None,
 ) -> int | None:
-    """How many items there will be; None where counting them would cost (tars) or eat them (stdin).
+    """How many items there will be; None where counting them would cost (tars) or eat them (pipes).
+
+    A folder named in a list counts as one.
 
     Raises:
         AtpError: as items_of.
     """
-    raise NotImplementedError
+    inputs = _Inputs(tuple(paths), (), recursive, filelist, jsonl, shard)
+    inputs.check()
+    return inputs.count()
+
+
+@dataclass(frozen=True, slots=True)
+class _Tar:
+    """An archive that was named."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """All that was named on a command line."""
+
+    paths: tuple[str, ...]
+    prompts: tuple[str, ...]
+    recursive: bool
+    filelist: str | None
+    jsonl: str | None
+    shard: tuple[int, int] | None
+
+    def check(self) -> None:
+        """Raises AtpError for what can be known to be wrong before the first image."""
+        if self.shard is not None:
+            check_shard(self.shard)
+        if not self.paths and self.filelist is None and self.jsonl is None:
+            raise AtpError(
+                "no image named; expected files, folders, patterns, tars, a file list or JSONL"
+            )
+        if self.filelist == "-" and self.jsonl == "-":
+            raise AtpError("stdin can be the file list or the JSONL file, not both")
+        for name in (self.filelist, self.jsonl):
+            if name is not None:
+                check_readable(name)
+        for path in self.paths:
+            if os.path.isdir(path):
+                empty = not holds_any(path, recursive=self.recursive)
+            else:
+                empty = next(self._of_path(path), None) is None
+            if empty:
+                raise AtpError(_nothing_in(path, self.recursive))
+
+    def items(self) -> Iterator[Item]:
+        """All items of the shard."""
+        n_named = 0
+        for item in self.named():
+            n_named += 1
+            if isinstance(item, _Tar):
+                yield from images_in_tar(item.path, self.prompts, self.is_wanted)
+            elif self.is_wanted(item.custom_id):
+                yield item
+        if n_named == 0:
+            lists = " and ".join(name for name in (self.filelist, self.jsonl) if name is not None)
+            raise AtpError(f"{lists.replace('-', 'stdin')}: no image is named in it")
+
+    def count(self) -> int | None:
+        """The length of items(); None if nobody can tell cheaply."""
+        if any(is_stream(name) for name in (self.filelist, self.jsonl) if name is not None):
+            return None
+        n = 0
+        for item in self._of_paths():
+            if isinstance(item, _Tar):
+                return None
+            n += self.is_wanted(item.custom_id)
+        if self.filelist is not None:
+            for line in lines_of(self.filelist):
+                path = os.fsdecode(line.data)
+                if is_tar_name(path):
+                    return None
+                n += self.is_wanted(path)  # whether it is a folder is not asked here
+        if self.jsonl is not None:
+            for line in lines_of(self.jsonl):
+                n += self.shard is None or self.is_wanted(self._of_json(line, self.jsonl).custom_id)
+        return n
+
+    def is_wanted(self, custom_id: str) -> bool:
+        """Whether an image is in the shard."""
+        return self.shard is None or shard_of(custom_id, self.shard[1]) == self.shard[0]
+
+    def named(self) -> Iterator[Item | _Tar]:
+        """All items of all shards, archives unopened."""
+        yield from self._of_paths()
+        if self.filelist is not None:
+            for line in lines_of(self.filelist):
+                yield from self._of_line(line, self.filelist)
+        if self.jsonl is not None:
+            for line in lines_of(self.jsonl):
+                yield self._of_json(line, self.jsonl)
+
+    def _of_paths(self) -> Iterator[Item | _Tar]:
+        for path in self.paths:
+            yield from self._of_path(path)
+
+    def _of_path(self, path: str) -> Iterator[Item | _Tar]:
+        """What a name on the command line stands for."""
+        if is_pattern(path) and not os.path.lexists(path) and not is_web_address(path):
+            for found in files_matching(path):
+                if found.error or is_image_name(found.path):
+                    yield self._item(found)
+                elif is_tar_name(found.path):
+                    yield _Tar(found.path)
+        else:
+            yield from self._of_name(path)
+
+    def _of_name(self, path: str) -> Iterator[Item | _Tar]:
+        """What a name stands for that is no pattern; a file is taken whatever its suffix."""
+        if os.path.isdir(path):
+            for found in images_in(path, recursive=self.recursive):
+                yield self._item(found)
+        elif is_tar_name(path) and os.path.exists(path):
+            yield _Tar(path)
+        else:
+            yield self._item(Found(path))  # whether it is there shows when it is opened
+
+    def _of_line(self, line: Line, filelist: str) -> Iterator[Item | _Tar]:
+        where = _where(filelist, line)
+        if line.error:
+            yield Item(where, where, b"", self.prompts, f"{where}: {line.error}")
+            return
+        path = os.fsdecode(line.data)
+        empty = True
+        for item in self._of_name(path):
+            empty = False
+            yield item
+        if empty:
+            yield self._item(Found(path, _nothing_in(path, self.recursive)))
+
+    def _of_json(self, line: Line, jsonl: str) -> Item:
+        folder = "" if jsonl == "-" else os.path.dirname(jsonl)
+        return item_of_json(line, where=_where(jsonl, line), folder=folder, prompts=self.prompts)
+
+    def _item(self, found: Found) -> Item:
+        return Item(found.path, found.path, found.path, self.prompts, found.error)
+
+
+def _where(name: str, line: Line) -> str:
+    return f"{'stdin' if name == '-' else name}:{line.number}"
+
+
+def _nothing_in(path: str, recursive: bool) -> str:
+    """What is said of a folder or pattern without images: what was looked for, and what to do."""
+    looked_for = f"looked for files ending in .jpg, .png, .webp … ({len(image_suffixes())} kinds)"
+    if not os.path.isdir(path):
+        return f"{path}: no such file, and as a pattern it matches no image; {looked_for}"
+    if not recursive and _holds(path, is_folder):
+        return f"{path}: no image in this folder; {looked_for}; --recursive looks further in"
+    if _holds(path, lambda entry: is_tar_name(entry.name)):
+        return f"{path}: no image in this folder; {looked_for}; archives are named: {path}/*.tar"
+    return f"{path}: no image in this folder; {looked_for}"
+
+
+def _holds(folder: str, test: Callable[[os.DirEntry[str]], bool]) -> bool:
+    entries = entries_of(folder, [])
+    return any(test(entry) and not entry.name.startswith(".") for entry in entries)
