@@ -48,6 +48,22 @@ int32_t wanted(const AtpWeights & weights, size_t k, const AtpBudget & budget, c
     return tokens_for(left, n_images, static_cast<int32_t>(in.index.size()));
 }
 
+// as many as a budget lets module k keep: one of each image, then the first
+KeepList keep_wanted(const AtpWeights & weights, size_t k, const AtpBudget & budget, const PolicyInput & in) {
+    std::vector<char> seen(in.images.size(), 0);
+    int32_t n_more = wanted(weights, k, budget, in) - static_cast<int32_t>(in.images.size());
+    KeepList kept;
+    for (size_t i = 0; i < in.index.size(); ++i) {
+        const bool first = !seen[in.image[i]];
+        if (first || n_more > 0) {
+            seen[in.image[i]] = 1;
+            n_more -= first ? 0 : 1;
+            kept.push_back(in.index[i]);
+        }
+    }
+    return kept;
+}
+
 void check_budget(const AtpWeights & weights, const AtpBudget & budget, int32_t n_layer) {
     if (budget.is_share ? !(budget.value > 0.0 && budget.value <= 1.0) : !(budget.value >= 1.0)) {
         throw PlanError("a budget is a fraction above 0 and at most 1, or a count of at least 1 image token, got " +
@@ -82,6 +98,11 @@ Plan atp_plan(const std::shared_ptr<const AtpWeights> & weights, const std::opti
         policy.name = "atp";
         policy.needs = ScoreKind::atp;
         policy.fn = [weights, k, budget](const PolicyInput & in) { return choose_atp(*weights, k, budget, in); };
+        if (budget) {
+            policy.stand_in = [weights, k, budget](const PolicyInput & in) {
+                return Choice(keep_wanted(*weights, k, *budget, in));
+            };
+        }
         plan.push_back({after, std::move(policy), 1.0, 0});
     }
     return plan;

@@ -1,6 +1,9 @@
 #include "decoder.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numeric>
 
 #include "errors.h"
 #include "llama_private.h"
@@ -16,25 +19,6 @@ bool same_ranges(const std::vector<std::unique_ptr<Stage>> & stages, const std::
            std::equal(ranges.begin(), ranges.end(), stages.begin(), [](StageRange r, const std::unique_ptr<Stage> & s) {
                return s->range().il_first == r.il_first && s->range().il_last == r.il_last;
            });
-}
-
-double nmse(const std::vector<float> & reference, const float * other) {
-    double error = 0.0;
-    double power = 0.0;
-    for (size_t i = 0; i < reference.size(); ++i) {
-        const double d = static_cast<double>(reference[i]) - other[i];
-        error += d * d;
-        power += static_cast<double>(reference[i]) * reference[i];
-    }
-    return power > 0.0 ? error / power : error;
-}
-
-std::vector<int32_t> test_tokens(int32_t n, int32_t n_vocab) {
-    std::vector<int32_t> tokens;
-    for (int32_t i = 0; i < n; ++i) {
-        tokens.push_back(static_cast<int32_t>((1103515245ULL * (i + 1) + 12345ULL) % n_vocab));
-    }
-    return tokens;
 }
 
 void check_token(const Model & model, int32_t token) {
@@ -57,7 +41,7 @@ const std::vector<int32_t> & Decoder::legal_cuts() {
         StageCache cache(model_, {0, model_.n_layer()});
         Batcher batcher(model_);
         constexpr int32_t n_probe = 2;
-        cache.reserve(n_probe, n_probe);
+        cache.reserve(n_probe, n_probe, 1);
         const llama_ubatch ubatch = batcher.dummy(n_probe, false);
         const auto memory = cache.memory()->init_full();
         GraphRequest request;
@@ -92,6 +76,8 @@ void Decoder::set_plan(const Plan & plan) {
         auto chain = std::make_unique<DecodeChain>(model_, caches, ranges);
         chain_ = std::move(chain);
         stages_ = std::move(stages);
+        room_.close();
+        shared_.clear();
     }
     plan_ = plan;
 }
@@ -108,6 +94,15 @@ void Decoder::check_score_layers(const Plan & plan, const Stages & stages) {
             }
         }
     }
+}
+
+// an image whose rows see each other in both directions is one ubatch
+int32_t Decoder::n_rows_at_once(const Sequence & seq) const {
+    int32_t n = model_.params().n_ubatch;
+    for (const ImageSpan & span : seq.images) {
+        n = span.causal ? n : std::max(n, span.n_tokens);
+    }
+    return n;
 }
 
 void Decoder::check_prompt(const Sequence & seq, const PrefillOptions & options) const {
@@ -131,9 +126,10 @@ void Decoder::check_prompt(const Sequence & seq, const PrefillOptions & options)
     if (options.n_predict < 0) {
         throw StageError("n_predict must be at least 0, got " + std::to_string(options.n_predict));
     }
-    if (options.seq_id < 0 || options.seq_id >= model_.params().n_seq_max) {
+    const int32_t n_seq = room_.is_open() ? n_parallel_ : model_.params().n_seq_max;
+    if (options.seq_id < 0 || options.seq_id >= n_seq) {
         throw StageError("sequence id " + std::to_string(options.seq_id) +
-                         " is outside 0 to n_seq_max - 1 = " + std::to_string(model_.params().n_seq_max - 1));
+                         " is outside 0 to n_seq_max - 1 = " + std::to_string(n_seq - 1));
     }
     if (static_cast<int64_t>(seq.n_pos) + options.n_predict > model_.params().n_ctx) {
         throw StageError("the prompt takes " + std::to_string(seq.n_pos) + " positions (" +
@@ -143,25 +139,59 @@ void Decoder::check_prompt(const Sequence & seq, const PrefillOptions & options)
     }
 }
 
-PrefillResult Decoder::prefill(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt) {
-    check_prompt(seq, options);
-    check_plan_for(plan_, seq);
-    remove(options.seq_id);
-    alive_[options.seq_id] = seq.n_pos;
-    try {
-        return run(seq, options, interrupt);
-    } catch (...) {
-        remove(options.seq_id);
-        throw;
+// a value that is no number would reach others through the cells it is left in: 0 * NaN is NaN
+void Decoder::check_values(const Sequence & seq) const {
+    constexpr uint32_t exponent = 0x7F800000;
+    uint32_t found = 0;
+    for (const float & value : seq.embd) {
+        uint32_t bits = 0;
+        std::memcpy(&bits, &value, sizeof(bits));
+        found |= static_cast<uint32_t>((bits & exponent) == exponent);
+    }
+    if (found) {
+        throw ImageError(
+            "the image tokens hold values that are no numbers; the vision projector's file may be damaged");
     }
 }
 
-PrefillResult Decoder::run(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt) {
+PrefillResult Decoder::prefill(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt) {
+    check_prompt(seq, options);
+    check_values(seq);
+    check_plan_for(plan_, seq);
+    remove(options.seq_id);
     PrefillResult result;
-    std::vector<int32_t> live(seq.rows.size());
-    for (size_t i = 0; i < live.size(); ++i) {
-        live[i] = static_cast<int32_t>(i);
+    if (room_.is_open() && !admit(seq, options, result, interrupt)) {
+        result.has_room = false;
+        return result;
     }
+    alive_[options.seq_id] = seq.n_pos;
+    try {
+        run(seq, options, interrupt, result);
+    } catch (...) {
+        dirty_ = true;
+        remove(options.seq_id);
+        throw;
+    }
+    if (!result.has_room) {
+        remove(options.seq_id);
+    }
+    look_for_nan(result.logits);
+    return result;
+}
+
+// the cache of a prompt alone has just its size
+void Decoder::size_cache(Stage & stage, int32_t n_rows, int32_t n_ubatch) {
+    const int32_t n_seq = model_.params().n_seq_max;
+    if (n_seq == 1 || stage.cache().bytes() == 0) {
+        if (stage.cache().reserve(n_seq == 1 ? n_rows : model_.params().n_ctx, n_ubatch, n_seq)) {
+            chain_->reset();
+        }
+    }
+}
+
+void Decoder::run(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt, PrefillResult & result) {
+    std::vector<int32_t> live(seq.rows.size() - result.n_shared);
+    std::iota(live.begin(), live.end(), result.n_shared);
     HiddenRows hidden;
     StageOutput out;
     if (!scheduler_) {
@@ -177,36 +207,42 @@ PrefillResult Decoder::run(const Sequence & seq, const PrefillOptions & options,
     if (cut != plan_.end() && cut->after == 0) {
         make_cut();
     }
-    const bool alone = model_.params().n_seq_max == 1;
-    int32_t n_ubatch = model_.params().n_ubatch;
-    for (const ImageSpan & span : seq.images) {
-        n_ubatch = span.causal ? n_ubatch : std::max(n_ubatch, span.n_tokens);  // such an image is one ubatch
-    }
-    for (const auto & stage : stages_) {
+    for (size_t s = 0; s < stages_.size(); ++s) {
+        Stage & stage = *stages_[s];
         const int32_t n_image_tokens = n_live_image_tokens(seq, live);
-        if (alone || stage->cache().bytes() == 0) {
-            const int32_t n_cells =
-                alone ? static_cast<int32_t>(live.size()) + options.n_predict : model_.params().n_ctx;
-            if (stage->cache().reserve(n_cells, n_ubatch)) {
-                chain_->reset();
+        const int32_t n_cells = static_cast<int32_t>(live.size()) + options.n_predict;
+        if (room_.is_open()) {
+            result.n_cells[s] = n_cells;
+            result.has_room = room_.fits(s, n_cells);
+            if (!result.has_room) {
+                return;
             }
+            room_.take(options.seq_id, s, n_cells);
+        } else {
+            size_cache(stage, n_cells, n_rows_at_once(seq));
         }
         StageInput in;
         in.seq = &seq;
         in.live = &live;
         in.seq_id = options.seq_id;
         in.score = cut != plan_.end() && n_image_tokens > 0 ? cut->policy.needs : ScoreKind::none;
-        in.merge_kinds = live.size() < seq.rows.size();
+        in.merge_kinds = live.size() + result.n_shared < seq.rows.size();
         in.all_logits = options.all_logits;
         scheduler_->forget_plan();
-        out = stage->prefill(in, hidden, scheduler_->get(), interrupt);
-        progress.spent += static_cast<double>(n_image_tokens) * (stage->range().il_last - stage->range().il_first);
+        out = stage.prefill(in, hidden, scheduler_->get(), interrupt);
+        progress.spent += static_cast<double>(n_image_tokens) * (stage.range().il_last - stage.range().il_first);
         if (cut != plan_.end()) {
             make_cut();
         }
     }
     result.logits = std::move(out.logits);
-    return result;
+}
+
+// one value of each row tells: a row is normalised as a whole
+void Decoder::look_for_nan(const std::vector<float> & logits) {
+    for (size_t i = 0; i < logits.size(); i += model_.n_vocab()) {
+        dirty_ = dirty_ || std::isnan(logits[i]);
+    }
 }
 
 void Decoder::check_rows(const std::vector<DecodeRow> & rows) const {
@@ -239,6 +275,7 @@ std::vector<float> Decoder::decode(const std::vector<DecodeRow> & rows, Interrup
         for (const DecodeRow & row : rows) {
             alive_[row.seq_id] = row.pos + 1;
         }
+        look_for_nan(logits);
         return logits;
     } catch (...) {
         // some stages may hold the token and some not: such a sequence cannot go on
@@ -253,13 +290,23 @@ void Decoder::remove(int32_t seq_id) {
     if (alive_.erase(seq_id) == 0) {
         return;
     }
+    room_.give_back(seq_id);
     for (const auto & stage : stages_) {
         stage->cache().remove(seq_id);
+    }
+    if (dirty_ && alive_.empty()) {
+        forget_shared();
+        for (const auto & stage : stages_) {
+            stage->cache().wipe();
+        }
+        dirty_ = false;
     }
 }
 
 void Decoder::release() {
     alive_.clear();
+    room_.close();
+    shared_.clear();
     scheduler_.reset();
     if (chain_) {
         chain_->reset();
@@ -287,61 +334,6 @@ std::vector<int32_t> Decoder::n_cells() const {
         cells.push_back(stage->cache().n_cells());
     }
     return cells;
-}
-
-std::vector<float> Decoder::plain_logits(std::vector<int32_t> tokens) const {
-    std::vector<float> out;
-    const auto n = static_cast<int32_t>(tokens.size());
-    const llama_context_ptr plain(model_.new_context(n, n));
-    for (const auto & [first, count] : {std::pair<int32_t, int32_t>{0, n - 1}, {n - 1, 1}}) {
-        if (llama_decode(plain.get(), llama_batch_get_one(tokens.data() + first, count)) != 0) {
-            throw StageError("llama_decode failed on the self-test of " + model_.params().path);
-        }
-        const float * logits = llama_get_logits_ith(plain.get(), -1);
-        out.insert(out.end(), logits, logits + model_.n_vocab());
-    }
-    return out;
-}
-
-double Decoder::self_test(const std::vector<int32_t> & cuts) {
-    const int32_t n = std::min(33, model_.params().n_ctx);
-    if (n < 2) {
-        return 0.0;  // no room for a prompt and a step: nothing can be pruned in such a context either
-    }
-    const std::vector<int32_t> tokens = test_tokens(n, model_.n_vocab());
-    const std::vector<float> reference = plain_logits(tokens);
-    Plan plan;
-    for (const int32_t after : cuts) {
-        plan.push_back({after, find_policy("none"), 1.0, 0});
-    }
-    // the plain context is as short as the test, and some RoPE factors depend on that length
-    const ContextLength same_length(model_, n);
-    const Plan before = plan_;
-    const auto restore = [&] {
-        release();
-        set_plan(before);
-    };
-    std::vector<float> staged;
-    try {
-        set_plan(plan);
-        Sequence seq;
-        for (int32_t i = 0; i + 1 < n; ++i) {
-            seq.add_text(tokens[i]);
-        }
-        Interrupt never;
-        staged = prefill(seq, {0, 1, false}, never).logits;
-        const std::vector<float> step = decode({{0, tokens[n - 1], n - 1}}, never);
-        staged.insert(staged.end(), step.begin(), step.end());
-    } catch (...) {
-        restore();
-        throw;
-    }
-    restore();
-    if (staged.size() != reference.size()) {
-        throw StageError("the staged model gives " + std::to_string(staged.size()) + " logits, llama.cpp " +
-                         std::to_string(reference.size()));
-    }
-    return nmse(reference, staged.data());
 }
 
 }  // namespace atp

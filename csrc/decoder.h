@@ -1,7 +1,9 @@
 // The staged decoder: prefill through all stages with a keep list between them, then the token loop's single step.
 //
-// Owns the stages and their caches. One plan at a time; sequences are named by small ids.
-// Throws PlanError, StageError, Cancelled. After a throw the sequence it happened on is gone, all others are whole.
+// Owns the stages and their caches. One plan at a time; sequences are named by small ids. A prompt alone has caches of
+// just its size. After reserve() several share larger ones, and the text before their images is computed once.
+// Throws PlanError, StageError, ImageError, Cancelled. After a throw the sequence it happened on is gone, all others
+// are whole.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +14,10 @@
 
 #include "choose.h"
 #include "decode_chain.h"
+#include "expected.h"
 #include "interrupt.h"
 #include "plan.h"
+#include "room.h"
 #include "scheduler.h"
 #include "sequence.h"
 #include "stage.h"
@@ -31,6 +35,11 @@ struct PrefillOptions {
 struct PrefillResult {
     std::vector<float> logits;    // [n_outputs][n_vocab]
     std::vector<CutRecord> cuts;  // what was decided at each, and on what scores
+
+    // after reserve():
+    bool has_room = true;          // false: nothing changed, and there are no logits
+    std::vector<int32_t> n_cells;  // per stage: what it takes, or would take (an upper bound for stages not reached)
+    int32_t n_shared = 0;          // rows of the shared text, not in n_cells
 };
 
 class Decoder {
@@ -41,6 +50,17 @@ class Decoder {
     // checks the plan and builds its stages. Only while no sequence is alive
     void set_plan(const Plan & plan);
     const Plan & plan() const { return plan_; }
+
+    // caches of so many cells each stage for at most n_parallel sequences at once (ids 0 to n_parallel - 1), until
+    // close_room() or a plan with other stages; forgets the shared text. Only while no sequence is alive
+    void reserve(const std::vector<int32_t> & n_cells, int32_t n_parallel);
+    void close_room();
+    const Room & room() const { return room_; }
+    bool can_batch() const;  // several sequences at once
+
+    // cells each stage will need for a prompt, without those of the shared text; says whether that is exact
+    ExpectedRows expect(const Sequence & seq, int32_t n_predict) const;
+    std::vector<size_t> cell_bytes() const;  // of one cell in each stage
 
     PrefillResult prefill(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt);
     std::vector<float> decode(const std::vector<DecodeRow> & rows, Interrupt & interrupt);
@@ -63,7 +83,15 @@ class Decoder {
     std::vector<float> plain_logits(std::vector<int32_t> tokens) const;
     void check_prompt(const Sequence & seq, const PrefillOptions & options) const;
     void check_rows(const std::vector<DecodeRow> & rows) const;
-    PrefillResult run(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt);
+    void check_values(const Sequence & seq) const;
+    int32_t n_rows_at_once(const Sequence & seq) const;
+    int32_t n_shareable(const Sequence & seq) const;
+    bool admit(const Sequence & seq, const PrefillOptions & options, PrefillResult & result, Interrupt & interrupt);
+    void compute_shared(const Sequence & seq, int32_t n_rows, Interrupt & interrupt);
+    void forget_shared();
+    void size_cache(Stage & stage, int32_t n_rows, int32_t n_ubatch);
+    void run(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt, PrefillResult & result);
+    void look_for_nan(const std::vector<float> & logits);
 
     const Model & model_;
     Plan plan_;
@@ -71,6 +99,11 @@ class Decoder {
     std::unique_ptr<Scheduler> scheduler_;  // of prefill; made when first needed
     std::unique_ptr<DecodeChain> chain_;
     std::map<int32_t, int32_t> alive_;  // sequence id -> its next position
+    Room room_;                         // closed: a prompt alone
+    int32_t n_parallel_ = 1;
+    int32_t room_ubatch_ = 0;      // rows that the open room's sliding windows can take at once
+    std::vector<int32_t> shared_;  // tokens of the shared text; sequence n_parallel_ holds their cells
+    bool dirty_ = false;           // the caches may hold values that are no numbers
     std::vector<int32_t> legal_cuts_;
     bool legal_cuts_known_ = false;
 };

@@ -41,7 +41,8 @@ std::vector<std::string> lines(const std::string & text) {
 Engine::Engine(const ModelParams & params, const std::string & mmproj_path, const std::string & atp_path,
                bool self_test)
     : atp_(atp_path.empty() ? nullptr : std::make_shared<const AtpWeights>(load_sidecar(atp_path))), model_(params),
-      vision_(mmproj_path.empty() ? nullptr : new Vision(model_, mmproj_path)), decoder_(model_) {
+      vision_(mmproj_path.empty() ? nullptr : new Vision(model_, mmproj_path)), decoder_(model_),
+      batch_(model_, decoder_) {
     if (atp_) {
         check_pair(*atp_, model_);
     }
@@ -52,10 +53,14 @@ Plan Engine::atp_plan(const std::optional<AtpBudget> & budget) const {
     if (!atp_) {
         throw PlanError("policy atp needs the thresholds trained for this model; load its sidecar (--atp FILE)");
     }
+    check_can_prune();
+    return atp::atp_plan(atp_, budget, model_.n_layer(), info_.legal_cuts);
+}
+
+void Engine::check_can_prune() const {
     if (!info_.can_prune) {
         throw PlanError("this model runs unstaged only: " + info_.why_not + "; drop the policy");
     }
-    return atp::atp_plan(atp_, budget, model_.n_layer(), info_.legal_cuts);
 }
 
 void Engine::fill_info(bool with_self_test) {
@@ -82,6 +87,7 @@ void Engine::fill_info(bool with_self_test) {
     for (const AtpModule & module : atp_ ? atp_->modules : std::vector<AtpModule>()) {
         info_.atp_cuts.push_back(module.after);
     }
+    info_.can_batch = decoder_.can_batch();
     info_.can_prune = !info_.legal_cuts.empty();
     if (!info_.can_prune) {
         info_.why_not = "no border between two layers of architecture '" + info_.arch + "' can be cut";
@@ -108,65 +114,54 @@ std::string Engine::self_test() {
     }
 }
 
-Sequence Engine::encode(const std::string & prompt, const std::vector<RgbImage> & images, Interrupt & interrupt,
-                        double & t_encode) const {
+Sequence Engine::encode(const std::string & prompt, const std::vector<RgbImage> & images,
+                        const std::optional<KnownRows> & known, Interrupt & interrupt) {
     if (!images.empty() && !vision_) {
         throw ModelError("this model has no vision projector loaded; pass its mmproj file (--mmproj)");
     }
-    return vision_ ? vision_->encode(prompt, images, interrupt, t_encode) : tokenize_text(model_, prompt);
+    if (!vision_) {
+        return tokenize_text(model_, prompt);
+    }
+    const std::lock_guard<std::mutex> lock(vision_mutex_);
+    return vision_->encode(prompt, images, known, interrupt);
+}
+
+void Engine::set_plan(const Plan & plan) {
+    if (!plan.empty()) {
+        check_can_prune();
+    }
+    batch_.set_plan(plan);
 }
 
 Result Engine::generate(const Request & request, Interrupt & interrupt) {
-    if (!request.plan.empty() && !info_.can_prune) {
-        throw PlanError("this model runs unstaged only: " + info_.why_not + "; drop the policy");
+    batch_.check_idle("a caption alone cannot be made");
+    if (!request.plan.empty()) {
+        check_can_prune();
     }
     if (request.generation.n_predict < 0) {
         throw StageError("n_predict must be at least 0, got " + std::to_string(request.generation.n_predict));
     }
+    decoder_.close_room();
     decoder_.remove(0);
     decoder_.set_plan(request.plan);
-    Result result;
-    const Sequence seq = encode(request.prompt, request.images, interrupt, result.report.t_encode);
+    Generation generation(model_, request.generation);
+    const Sequence seq = encode(request.prompt, request.images, {}, interrupt);
     interrupt.check();
 
     const Stopwatch prefill_time;
     PrefillResult prefill = decoder_.prefill(seq, {0, request.generation.n_predict, false}, interrupt);
-    result.report.t_prefill = prefill_time.ms();
-    fill_report(seq, request.plan, prefill, result.report);
+    Report report = make_report(seq, request.plan, prefill.cuts, model_.n_layer());
+    report.t_prefill = prefill_time.ms();
+    report.kv_bytes = decoder_.kv_bytes();
 
     const Stopwatch decode_time;
-    Generation generation(model_, request.generation);
     std::vector<float> logits = std::move(prefill.logits);
     for (int32_t pos = seq.n_pos; generation.advance(logits.data()); ++pos) {
         logits = decoder_.decode({{0, generation.token(), pos}}, interrupt);
     }
-    result.text = generation.text();
-    result.tokens = generation.tokens();
-    result.finish_reason = generation.finish_reason();
-    result.report.t_decode = decode_time.ms();
-    result.report.n_decoded = static_cast<int32_t>(result.tokens.size());
+    report.t_decode = decode_time.ms();
     decoder_.remove(0);
-    return result;
-}
-
-void Engine::fill_report(const Sequence & seq, const Plan & plan, const PrefillResult & prefill,
-                         Report & report) const {
-    report.n_image_tokens = seq.n_image_tokens();
-    report.n_prompt = static_cast<int32_t>(seq.rows.size());
-    for (const CutRecord & cut : prefill.cuts) {
-        report.kept.push_back(cut.choice.kept);
-        report.n_kept.push_back(static_cast<int32_t>(cut.choice.kept.size()));
-        if (const auto & at = cut.choice.thresholds) {
-            report.thresholds.emplace_back(at->theta_r, at->theta_s, at->offset);
-            report.kept_spatial.push_back(cut.choice.spatial);
-        }
-    }
-    for (const ImageSpan & span : seq.images) {
-        report.grids.emplace_back(span.grid_rows, span.grid_cols);
-        report.grid_images.push_back(span.source);
-    }
-    report.tokens_mean = layer_mean(plan, report.n_kept, report.n_image_tokens, model_.n_layer());
-    report.kv_bytes = decoder_.kv_bytes();
+    return make_result(generation, std::move(report));
 }
 
 }  // namespace atp

@@ -1,21 +1,23 @@
 // Image to caption, the whole way: encode, prefill through the stages with cuts between them, decode.
 //
-// Owns model, projector and decoder. One caption at a time; nothing of one caption is seen by the next.
-// Throws ModelError, ImageError, PlanError, StageError, Cancelled; after a throw the engine can be used again.
+// Owns model, projector and decoder. One caption alone, or several together (batch.h); nothing of one is seen by
+// another. Throws ModelError, ImageError, PlanError, StageError, Cancelled; after a throw the engine can be used again.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "atp_policy.h"
+#include "batch.h"
 #include "decoder.h"
 #include "generation.h"
 #include "interrupt.h"
 #include "model.h"
 #include "plan.h"
-#include "report.h"
 #include "vision.h"
 
 namespace atp {
@@ -25,7 +27,8 @@ struct ModelInfo {
     int32_t n_layer = 0, n_embd = 0, n_vocab = 0, n_ctx_train = 0;
     uint64_t n_params = 0, size_bytes = 0;
     bool has_vision = false, mrope = false, can_prune = false;
-    bool add_bos = false;  // the tokeniser itself puts bos in front
+    bool can_batch = false;  // several sequences can be alive at once
+    bool add_bos = false;    // the tokeniser itself puts bos in front
     // what is to be done to a prompt, because the tokeniser does not
     bool nfc = false;                         // compose characters (Unicode NFC)
     std::vector<std::string> lstrip, rstrip;  // drop white space on the left, right of these tokens
@@ -41,13 +44,6 @@ struct Request {
     GenerationParams generation;
 };
 
-struct Result {
-    std::string text;
-    std::vector<int32_t> tokens;
-    std::string finish_reason;  // stop, length, cancelled
-    Report report;
-};
-
 class Engine {
   public:
     // mmproj_path may be empty: text only. atp_path, the model's ATP sidecar, too. self_test: staged against
@@ -57,22 +53,32 @@ class Engine {
     // the cuts of the sidecar; PlanError without one, or for a budget that no prompt could meet
     Plan atp_plan(const std::optional<AtpBudget> & budget) const;
 
-    // the prompt as rows, its images encoded and projected; adds to t_encode (ms)
-    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images, Interrupt & interrupt,
-                    double & t_encode) const;
+    // the prompt as rows, its images encoded and projected, or `known` taken for their rows. May be called from another
+    // thread while a caption or a step is computed
+    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images,
+                    const std::optional<KnownRows> & known, Interrupt & interrupt);
 
+    // one caption alone; StageError while others are under way
     Result generate(const Request & request, Interrupt & interrupt);
+
+    // captions together, with cuts of their own
+    void set_plan(const Plan & plan);
+    Batch & batch() { return batch_; }
+    int32_t cell_step() const { return StageCache::cell_step(model_); }
+
     const ModelInfo & info() const { return info_; }
 
   private:
     void fill_info(bool with_self_test);
+    void check_can_prune() const;
     std::string self_test();
-    void fill_report(const Sequence & seq, const Plan & plan, const PrefillResult & prefill, Report & report) const;
 
     std::shared_ptr<const AtpWeights> atp_;  // read before the model: a wrong path costs no loading
     Model model_;
     std::unique_ptr<Vision> vision_;
+    std::mutex vision_mutex_;
     Decoder decoder_;
+    Batch batch_;
     ModelInfo info_;
 };
 

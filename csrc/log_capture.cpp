@@ -1,5 +1,6 @@
 #include "log_capture.h"
 
+#include <atomic>
 #include <cstdio>
 #include <deque>
 #include <mutex>
@@ -14,19 +15,38 @@ namespace {
 
 constexpr size_t n_lines_kept = 4;
 
-struct Sink {
-    std::mutex mutex;
+struct Lines {
     std::deque<std::string> errors;
     std::deque<std::string> warnings;
     ggml_log_level last_level = GGML_LOG_LEVEL_INFO;
-    bool verbose = false;
-    bool installed = false;
+    bool asked = false;  // the thread calls clear() and last_error()
+
+    bool empty() const { return errors.empty() && warnings.empty(); }
+    void clear() {
+        errors.clear();
+        warnings.clear();
+    }
 };
 
-Sink & sink() {
-    static Sink instance;
+// llama.cpp mostly speaks on the thread that called it
+Lines & mine() {
+    static thread_local Lines instance;
     return instance;
 }
+
+// what its own threads say
+struct Others {
+    std::mutex mutex;
+    Lines lines;
+};
+
+Others & others() {
+    static Others instance;
+    return instance;
+}
+
+std::atomic<bool> verbose{false};
+std::once_flag installed;
 
 void keep(std::deque<std::string> & lines, const char * text, bool continued) {
     std::string line(text);
@@ -50,9 +70,12 @@ void keep(std::deque<std::string> & lines, const char * text, bool continued) {
 }
 
 void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
-    Sink & s = sink();
     try {
-        const std::lock_guard<std::mutex> lock(s.mutex);
+        std::unique_lock<std::mutex> lock(others().mutex, std::defer_lock);
+        if (!mine().asked) {
+            lock.lock();
+        }
+        Lines & s = mine().asked ? mine() : others().lines;
         const bool continued = level == GGML_LOG_LEVEL_CONT;
         const ggml_log_level effective = continued ? s.last_level : level;
         s.last_level = effective;
@@ -64,7 +87,7 @@ void on_log(ggml_log_level level, const char * text, void * /*user_data*/) {
     } catch (const std::exception &) {
         fputs("atp_cpp: out of memory while keeping a log line\n", stderr);  // nothing may be thrown across C
     }
-    if (s.verbose) {
+    if (verbose) {
         fputs(text, stderr);
     }
 }
@@ -80,34 +103,26 @@ std::string join(const std::deque<std::string> & lines) {
 }  // namespace
 
 void install() {
-    {
-        Sink & s = sink();
-        const std::lock_guard<std::mutex> lock(s.mutex);
-        if (s.installed) {
-            return;
-        }
-        s.installed = true;
-    }
-    llama_log_set(on_log, nullptr);
-    mtmd_helper_log_set(on_log, nullptr);
+    std::call_once(installed, [] {
+        llama_log_set(on_log, nullptr);
+        mtmd_helper_log_set(on_log, nullptr);
+    });
 }
 
-void set_verbose(bool verbose) {
-    Sink & s = sink();
-    const std::lock_guard<std::mutex> lock(s.mutex);
-    s.verbose = verbose;
+void set_verbose(bool on) {
+    verbose = on;
 }
 
 void clear() {
-    Sink & s = sink();
-    const std::lock_guard<std::mutex> lock(s.mutex);
-    s.errors.clear();
-    s.warnings.clear();
+    mine().asked = true;
+    mine().clear();
+    const std::lock_guard<std::mutex> lock(others().mutex);
+    others().lines.clear();
 }
 
 std::string last_error() {
-    Sink & s = sink();
-    const std::lock_guard<std::mutex> lock(s.mutex);
+    const std::lock_guard<std::mutex> lock(others().mutex);
+    const Lines & s = mine().empty() ? others().lines : mine();
     return join(s.errors.empty() ? s.warnings : s.errors);
 }
 

@@ -51,10 +51,10 @@ KeepList keep_smallest(const PolicyInput & in, Key key) {
 
 const std::vector<Policy> & policies() {
     static const std::vector<Policy> all = {
-        {"none", ScoreKind::none, keep_all},
-        {"random", ScoreKind::none, keep_random},
-        {"grid", ScoreKind::none, keep_grid},
-        {"fastv", ScoreKind::last_row, keep_fastv},
+        {"none", ScoreKind::none, keep_all, keep_all},
+        {"random", ScoreKind::none, keep_random, keep_random},
+        {"grid", ScoreKind::none, keep_grid, keep_grid},
+        {"fastv", ScoreKind::last_row, keep_fastv, keep_grid},
     };
     return all;
 }

@@ -57,6 +57,9 @@ struct Policy {
     std::string name;
     ScoreKind needs = ScoreKind::none;
     PolicyFn fn;
+    // keeps as many tokens, not always the same ones, and needs no scores: for what a caption will cost. Empty where
+    // that cannot be known before
+    PolicyFn stand_in = {};
 };
 
 // the policies by name; throws PlanError for an unknown one, listing those there are

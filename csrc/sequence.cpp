@@ -9,6 +9,11 @@ int32_t Sequence::n_image_tokens() const {
     return images.empty() ? 0 : images.back().first + images.back().n_tokens;
 }
 
+int32_t Sequence::n_leading_text() const {
+    const auto first = std::find_if(rows.begin(), rows.end(), [](const Row & r) { return r.kind == RowKind::image; });
+    return static_cast<int32_t>(first - rows.begin());
+}
+
 void Sequence::add_text(int32_t token) {
     Row row;
     row.token = token;

@@ -41,7 +41,10 @@ struct Sequence {
     int32_t n_embd_inp = 0;
     int32_t n_pos = 0;  // the next position: decoding goes on here, whatever was pruned
 
+    double t_encode = 0.0;  // ms that the vision encoder took for it
+
     int32_t n_image_tokens() const;
+    int32_t n_leading_text() const;  // text rows before the first image
 
     // appends one text token at the next position
     void add_text(int32_t token);

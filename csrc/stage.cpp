@@ -58,7 +58,7 @@ int growing_dim(const Shape & few, const Shape & more) {
 Stage::Stage(const Model & model, StageRange range)
     : model_(model), range_(range), cache_(model, range), batcher_(model), graph_(model, range) {
     // look at the graphs once: are they legal, what do they read, where do rows lie, where would a score come from
-    cache_.reserve(n_probe, n_probe);
+    cache_.reserve(n_probe, n_probe, 1);
     const ggml_backend_sched_ptr sched(model.new_sched(model.max_nodes()));
     const auto build = [&](int32_t n_tokens, bool embeddings) {
         ggml_backend_sched_reset(sched.get());
@@ -84,6 +84,7 @@ Stage::Stage(const Model & model, StageRange range)
         build(n_probe, true);
         reads_prompt_ = graph_.reads_prompt() || graph_.signature() != of_tokens;
     }
+    cell_bytes_ = cache_.cell_bytes();
     cache_.release();
 }
 

@@ -44,6 +44,8 @@ class Stage {
     StageCache & cache() { return cache_; }
     const StageCache & cache() const { return cache_; }
 
+    size_t cell_bytes() const { return cell_bytes_; }  // of the cache, in all layers of the stage
+
     // the layer scores come from, -1 for none
     int32_t score_layer() const { return score_layer_; }
 
@@ -64,6 +66,7 @@ class Stage {
     CutGraph graph_;
     bool reads_prompt_ = true;
     int32_t score_layer_ = -1;
+    size_t cell_bytes_ = 0;
     int dim_in_ = 1;  // dimension of the hidden state that runs over rows
     int dim_out_ = 1;
 };

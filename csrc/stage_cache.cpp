@@ -66,7 +66,7 @@ struct LayerOwner {
 };
 
 // memory of all layers, as llama.cpp makes it: exact for every architecture, more bytes
-llama_memory_i * whole_memory(const Model & model, uint32_t n_cells) {
+llama_memory_i * whole_memory(const Model & model, uint32_t n_cells, uint32_t n_seq) {
     llama_memory_params mp = {};
     mp.type_k = model.type_k();
     mp.type_v = model.type_v();
@@ -74,6 +74,7 @@ llama_memory_i * whole_memory(const Model & model, uint32_t n_cells) {
     mp.ctx_type = model.cparams().ctx_type;
     llama_cparams wide = model.cparams();
     wide.n_ctx = wide.n_ctx_seq = n_cells;
+    wide.n_seq_max = n_seq;
     return model.llama()->create_memory(mp, wide);
 }
 
@@ -99,7 +100,7 @@ bool equal_heads(const llama_hparams & hp, bool iswa) {
     return true;
 }
 
-llama_memory_i * build(const Model & model, StageRange range, uint32_t n_cells, uint32_t n_ubatch) {
+llama_memory_i * build(const Model & model, StageRange range, uint32_t n_cells, uint32_t n_ubatch, uint32_t n_seq) {
     const llama_model & m = *model.llama();
     const llama_hparams & hp = m.hparams;
     const llama_cparams & cp = model.cparams();
@@ -109,24 +110,32 @@ llama_memory_i * build(const Model & model, StageRange range, uint32_t n_cells, 
         (plain || iswa) && hp.n_layer_kv_from_start < 0 && hp.n_layer_nextn == 0 && equal_heads(hp, iswa);
     const bool whole_model = range.il_first == 0 && range.il_last == model.n_layer();
     if (!own_layers_only || (plain && whole_model)) {
-        return whole_memory(model, n_cells);
+        return whole_memory(model, n_cells, n_seq);
     }
     LayerOwner owner(hp, range, iswa);
     const auto filter = [&](int32_t il) { return owner.filter(il); };
     const auto reuse = [&](int32_t il) { return owner.reuse(il); };
     if (plain) {
         auto cache = std::make_unique<llama_kv_cache>(m, hp, model.type_k(), model.type_v(), !cp.flash_attn,
-                                                      cp.offload_kqv, cp.kv_unified, n_cells, cp.n_seq_max, 1, hp.n_swa,
+                                                      cp.offload_kqv, cp.kv_unified, n_cells, n_seq, 1, hp.n_swa,
                                                       hp.swa_type, nullptr, filter, reuse, nullptr);
         check_layers(*cache, owner);
         return cache.release();
     }
     auto cache = std::make_unique<llama_kv_cache_iswa>(m, model.type_k(), model.type_v(), !cp.flash_attn,
                                                        cp.offload_kqv, /*swa_full*/ false, cp.kv_unified, n_cells,
-                                                       cp.n_seq_max, n_ubatch, 1, nullptr, filter, reuse, nullptr);
+                                                       n_seq, n_ubatch, 1, nullptr, filter, reuse, nullptr);
     check_layers(*cache->get_base(), owner);
     check_layers(*cache->get_swa(), owner);
     return cache.release();
+}
+
+size_t bytes_of(const llama_memory_i & memory) {
+    size_t sum = 0;
+    for (const auto & entry : memory.memory_breakdown()) {
+        sum += entry.second;
+    }
+    return sum;
 }
 
 }  // namespace
@@ -134,18 +143,22 @@ llama_memory_i * build(const Model & model, StageRange range, uint32_t n_cells, 
 StageCache::StageCache(const Model & model, StageRange range) : model_(model), range_(range) {}
 StageCache::~StageCache() = default;
 
-bool StageCache::reserve(int32_t n_cells, int32_t n_ubatch) {
+int32_t StageCache::cell_step(const Model & model) {
     // GPU attention kernels want rows in steps of 256; a CPU does not, and small steps keep the cache small
-    const int32_t step = model_.all_on_cpu() ? 64 : 256;
+    return model.all_on_cpu() ? 64 : 256;
+}
+
+bool StageCache::reserve(int32_t n_cells, int32_t n_ubatch, int32_t n_seq) {
+    const int32_t step = cell_step(model_);
     const int32_t wanted = (n_cells + step - 1) / step * step;
-    if (memory_ && wanted == n_cells_ && n_ubatch == n_ubatch_) {
+    if (memory_ && wanted == n_cells_ && n_ubatch == n_ubatch_ && n_seq == n_seq_) {
         memory_->clear(false);
         return false;
     }
     release();
     log_capture::clear();
     try {
-        memory_.reset(build(model_, range_, wanted, n_ubatch));
+        memory_.reset(build(model_, range_, wanted, n_ubatch, n_seq));
     } catch (const AtpError &) {
         throw;
     } catch (const std::exception & e) {
@@ -155,22 +168,40 @@ bool StageCache::reserve(int32_t n_cells, int32_t n_ubatch) {
     }
     n_cells_ = wanted;
     n_ubatch_ = n_ubatch;
+    n_seq_ = n_seq;
     return true;
 }
 
 size_t StageCache::bytes() const {
-    size_t sum = 0;
-    if (memory_) {
-        for (const auto & entry : memory_->memory_breakdown()) {
-            sum += entry.second;
-        }
+    return memory_ ? bytes_of(*memory_) : 0;
+}
+
+size_t StageCache::cell_bytes() const {
+    if (!memory_) {
+        return 0;
     }
-    return sum;
+    // sliding windows have cells of their own, and another number of them
+    if (const auto * iswa = dynamic_cast<const llama_kv_cache_iswa *>(memory_.get())) {
+        const llama_kv_cache * base = iswa->get_base();
+        const llama_kv_cache * swa = iswa->get_swa();
+        return bytes_of(*base) / base->get_size() + bytes_of(*swa) / swa->get_size();
+    }
+    return (bytes_of(*memory_) + n_cells_ - 1) / n_cells_;
+}
+
+void StageCache::share(int32_t from, int32_t to, int32_t n_pos) {
+    memory_->seq_cp(from, to, 0, n_pos);
 }
 
 void StageCache::remove(int32_t seq_id) {
     if (memory_) {
         memory_->seq_rm(seq_id, -1, -1);
+    }
+}
+
+void StageCache::wipe() {
+    if (memory_) {
+        memory_->clear(true);
     }
 }
 

@@ -22,16 +22,22 @@ class StageCache {
     StageCache(const Model & model, StageRange range);
     ~StageCache();
 
-    // makes room for n_cells: empties the cache when it already has just that size, else builds a new one and returns
-    // true. Only legal while no sequence is alive in it
-    bool reserve(int32_t n_cells, int32_t n_ubatch);
+    // makes room for n_cells, of n_seq sequences: empties the cache when it already has just that size, else builds a
+    // new one and returns true. Only legal while no sequence is alive in it
+    bool reserve(int32_t n_cells, int32_t n_ubatch, int32_t n_seq);
+
+    // caches come in multiples of so many cells
+    static int32_t cell_step(const Model & model);
 
     llama_memory_i * memory() const { return memory_.get(); }
     int32_t n_cells() const { return n_cells_; }
-    size_t bytes() const;  // of the real buffers
+    size_t bytes() const;       // of the real buffers
+    size_t cell_bytes() const;  // of one cell, in all layers
 
-    void remove(int32_t seq_id);  // forget one sequence
-    void release();               // free the buffers
+    void share(int32_t from, int32_t to, int32_t n_pos);  // the first positions of `from` belong to `to` as well
+    void remove(int32_t seq_id);                          // forget one sequence
+    void wipe();                                          // forget all, the values in the buffers too
+    void release();                                       // free the buffers
 
   private:
     const Model & model_;
@@ -39,6 +45,7 @@ class StageCache {
     std::unique_ptr<llama_memory_i> memory_;
     int32_t n_cells_ = 0;
     int32_t n_ubatch_ = 0;
+    int32_t n_seq_ = 0;
 };
 
 }  // namespace atp

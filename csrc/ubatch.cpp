@@ -48,8 +48,9 @@ Batcher::~Batcher() = default;
 std::unique_ptr<llama_memory_context_i> Batcher::place(llama_memory_i & memory, const std::vector<BatchRow> & rows,
                                                        int32_t n_ubatch) {
     const size_t n_embd = model_.n_embd_inp();
-    llama_batch_ext batch(rows.size(), n_embd, n_embd, model_.params().n_seq_max, nullptr, model_.n_vocab(),
-                          model_.n_pos_per_embd());
+    const auto later = [](const BatchRow & a, const BatchRow & b) { return a.seq_id < b.seq_id; };
+    const int32_t n_seq = std::max_element(rows.begin(), rows.end(), later)->seq_id + 1;
+    llama_batch_ext batch(rows.size(), n_embd, n_embd, n_seq, nullptr, model_.n_vocab(), model_.n_pos_per_embd());
     for (const BatchRow & r : rows) {
         const int32_t i = batch.add_token(r.seq_id);
         if (r.embd) {

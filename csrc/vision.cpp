@@ -64,6 +64,11 @@ void mrope_grid(ImageSpan & span, const std::vector<std::array<int32_t, 4>> & po
     }
 }
 
+ImageError wrong_count(const KnownRows & known, const std::string & has) {
+    return ImageError("embeddings of " + std::to_string(known.n_tokens) + " image tokens were given, and this prompt " +
+                      has + "; encode the images again");
+}
+
 size_t count_markers(const std::string & prompt, const std::string & marker) {
     size_t n = 0;
     for (size_t at = prompt.find(marker); at != std::string::npos; at = prompt.find(marker, at + marker.size())) {
@@ -135,8 +140,8 @@ void Vision::tokenize(const std::string & prompt, const std::vector<RgbImage> & 
     }
 }
 
-Sequence Vision::encode(const std::string & prompt, const std::vector<RgbImage> & images, Interrupt & interrupt,
-                        double & t_encode) const {
+Sequence Vision::encode(const std::string & prompt, const std::vector<RgbImage> & images,
+                        const std::optional<KnownRows> & known, Interrupt & interrupt) const {
     const size_t n_markers = count_markers(prompt, media_marker());
     if (n_markers != images.size()) {
         throw ImageError("the prompt has " + std::to_string(n_markers) + " media markers (" + media_marker() +
@@ -162,18 +167,15 @@ Sequence Vision::encode(const std::string & prompt, const std::vector<RgbImage> 
             throw ImageError("this projector makes audio of an image; only images are supported");
         }
         interrupt.check();
-        const Stopwatch encode_time;
         const size_t source = std::stoul(mtmd_input_chunk_get_id(chunk));
         const size_t n_spans = seq.images.size();
-        if (images.at(source).tiles) {
-            add_tiles(seq, chunk, images[source], interrupt);
-        } else {
-            add_image_chunk(seq, chunk);
-        }
+        add_image(seq, chunk, images.at(source), known, interrupt);
         for (size_t s = n_spans; s < seq.images.size(); ++s) {
             seq.images[s].source = static_cast<int32_t>(source);
         }
-        t_encode += encode_time.ms();
+    }
+    if (known && known->n_tokens != static_cast<size_t>(seq.n_image_tokens())) {
+        throw wrong_count(*known, "has " + std::to_string(seq.n_image_tokens()));
     }
     return seq;
 }
@@ -186,8 +188,38 @@ const float * Vision::encode_chunk(const mtmd_input_chunk * chunk) const {
     return mtmd_get_output_embd(ctx_.get());
 }
 
-void Vision::add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk) const {
-    const float * embd = encode_chunk(chunk);
+// the next rows of those that are known
+const float * Vision::known_rows(const KnownRows & known, const Sequence & seq, size_t n_tokens) const {
+    const auto first = static_cast<size_t>(seq.n_image_tokens());
+    if (known.n_embd != static_cast<size_t>(model_.n_embd_inp())) {
+        throw ImageError("the embeddings given for the images are " + std::to_string(known.n_embd) +
+                         " wide, this model takes " + std::to_string(model_.n_embd_inp()));
+    }
+    if (first + n_tokens > known.n_tokens) {
+        throw wrong_count(known, "has at least " + std::to_string(first + n_tokens));
+    }
+    return known.data + first * known.n_embd;
+}
+
+void Vision::add_image(Sequence & seq, const mtmd_input_chunk * chunk, const RgbImage & image,
+                       const std::optional<KnownRows> & known, Interrupt & interrupt) const {
+    const Stopwatch encode_time;
+    const size_t n_tokens = mtmd_input_chunk_get_n_tokens(chunk);
+    if (image.tiles) {
+        // a layout has rows of one value
+        const std::vector<float> newline(file_.newline.empty() ? 0 : 1, 0.0f);
+        const PackedImage packed =
+            known ? pack_tiles(std::vector<float>(n_tokens * image.tiles->n_tiles()), *image.tiles, 1, newline)
+                  : pack_tiles(encode_tiles(chunk, image, interrupt), *image.tiles, model_.n_embd_inp(), file_.newline);
+        const float * rows = known ? known_rows(*known, seq, packed.rows.size()) : packed.rows.data();
+        add_tiles(seq, chunk, packed.spans, rows);
+    } else {
+        add_image_chunk(seq, chunk, known ? known_rows(*known, seq, n_tokens) : encode_chunk(chunk));
+    }
+    seq.t_encode += known ? 0.0 : encode_time.ms();
+}
+
+void Vision::add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk, const float * embd) const {
     ImageSpan span;
     span.n_tokens = static_cast<int32_t>(mtmd_input_chunk_get_n_tokens(chunk));
     span.causal = !mtmd_decode_use_non_causal(ctx_.get(), chunk);
@@ -206,10 +238,19 @@ void Vision::add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk) con
     seq.add_image(embd, span, pos.empty() ? nullptr : &pos, static_cast<int32_t>(mtmd_input_chunk_get_n_pos(chunk)));
 }
 
+void Vision::add_tiles(Sequence & seq, const mtmd_input_chunk * chunk, const std::vector<ImageSpan> & spans,
+                       const float * rows) const {
+    for (ImageSpan span : spans) {
+        span.causal = !mtmd_decode_use_non_causal(ctx_.get(), chunk);
+        seq.add_image(rows, span, nullptr, span.n_tokens);
+        rows += static_cast<size_t>(span.n_tokens) * model_.n_embd_inp();
+    }
+}
+
 // first: the overview as libmtmd found it in the prompt. The others are put before it one by one, each as an image of
 // a prompt of its own
-void Vision::add_tiles(Sequence & seq, const mtmd_input_chunk * first, const RgbImage & image,
-                       Interrupt & interrupt) const {
+std::vector<float> Vision::encode_tiles(const mtmd_input_chunk * first, const RgbImage & image,
+                                        Interrupt & interrupt) const {
     const size_t n_tokens = mtmd_input_chunk_get_n_tokens(first);
     const size_t n_values = n_tokens * model_.n_embd_inp();
     const float * embd = encode_chunk(first);
@@ -224,13 +265,7 @@ void Vision::add_tiles(Sequence & seq, const mtmd_input_chunk * first, const Rgb
         embd = encode_chunk(chunks[0]);
         features.insert(features.end(), embd, embd + n_values);
     }
-    PackedImage packed = pack_tiles(features, *image.tiles, model_.n_embd_inp(), file_.newline);
-    const float * rows = packed.rows.data();
-    for (ImageSpan & span : packed.spans) {
-        span.causal = !mtmd_decode_use_non_causal(ctx_.get(), first);
-        seq.add_image(rows, span, nullptr, span.n_tokens);
-        rows += static_cast<size_t>(span.n_tokens) * model_.n_embd_inp();
-    }
+    return features;
 }
 
 Sequence tokenize_text(const Model & model, const std::string & prompt) {

@@ -35,14 +35,21 @@ struct RgbImage {
     RgbImage tile(int32_t i) const { return {data + static_cast<size_t>(i) * height * width * 3, width, height, {}}; }
 };
 
+// rows of image tokens, of all images in order
+struct KnownRows {
+    const float * data = nullptr;  // [n_tokens][n_embd]
+    size_t n_tokens = 0;
+    size_t n_embd = 0;
+};
+
 class Vision {
   public:
     Vision(const Model & model, const std::string & mmproj_path);
     ~Vision();
 
-    // adds to t_encode the milliseconds spent in the vision encoder
-    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images, Interrupt & interrupt,
-                    double & t_encode) const;
+    // known: what an earlier encode of the same images gave; the encoder does not run
+    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images,
+                    const std::optional<KnownRows> & known, Interrupt & interrupt) const;
 
     static std::string media_marker();
 
@@ -52,8 +59,14 @@ class Vision {
     void tokenize(const std::string & prompt, const std::vector<RgbImage> & images, bool add_special,
                   mtmd_input_chunks * out) const;
     const float * encode_chunk(const mtmd_input_chunk * chunk) const;
-    void add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk) const;
-    void add_tiles(Sequence & seq, const mtmd_input_chunk * first, const RgbImage & image, Interrupt & interrupt) const;
+    const float * known_rows(const KnownRows & known, const Sequence & seq, size_t n_tokens) const;
+    void add_image(Sequence & seq, const mtmd_input_chunk * chunk, const RgbImage & image,
+                   const std::optional<KnownRows> & known, Interrupt & interrupt) const;
+    void add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk, const float * embd) const;
+    void add_tiles(Sequence & seq, const mtmd_input_chunk * chunk, const std::vector<ImageSpan> & spans,
+                   const float * rows) const;
+    std::vector<float> encode_tiles(const mtmd_input_chunk * first, const RgbImage & image,
+                                    Interrupt & interrupt) const;
 
     const Model & model_;
     ProjectorFile file_;

@@ -36,6 +36,9 @@ py::dict prefill(TextDecoder & d, const Sequence & seq, int32_t seq_id, int32_t 
     out["self_sum"] = self_sum;
     out["cross"] = cross;
     out["thresholds"] = thresholds;
+    out["has_room"] = r.has_room;
+    out["n_cells"] = r.n_cells;
+    out["n_shared"] = r.n_shared;
     return out;
 }
 
@@ -86,6 +89,15 @@ void register_decoder(py::module_ & m) {
                 d.decoder.remove(seq_id);
             },
             py::arg("seq_id"))
+        .def(
+            "reserve",
+            [](TextDecoder & d, const std::vector<int32_t> & n_cells, int32_t n_parallel) {
+                const OneCall call(d.busy);
+                d.decoder.reserve(n_cells, n_parallel);
+            },
+            py::arg("n_cells"), py::arg("n_parallel"),
+            "Common caches of so many cells each stage; prefill then shares the text before the images, and says "
+            "has_room, n_cells (per stage) and n_shared (rows it did not compute).")
         .def("release",
              [](TextDecoder & d) {
                  const OneCall call(d.busy);

@@ -1,11 +1,9 @@
 #include "engine.h"
 
-#include <atomic>
-#include <mutex>
-#include <thread>
 #include <variant>
 
 #include "bindings.h"
+#include "engine_handle.h"
 #include "errors.h"
 #include "gguf_check.h"
 #include "load_check.h"
@@ -15,77 +13,6 @@ namespace atp::python {
 namespace {
 
 using PromptImage = std::variant<Tiles, ImageArray>;
-
-// an Engine that can be closed, and that one thread uses at a time
-class EngineHandle {
-  public:
-    EngineHandle(const ModelParams & params, const std::string & mmproj, const std::string & atp, bool self_test)
-        : engine_(new Engine(params, mmproj, atp, self_test)), info_(engine_->info()) {}
-
-    void close() {
-        const Use use(*this);
-        closed_ = true;
-        engine_.reset();
-    }
-
-    // needs no lock: a callback may ask it
-    ModelInfo info() const {
-        check_open();
-        return info_;
-    }
-
-    Plan atp_plan(const std::optional<AtpBudget> & budget) {
-        const Use use(*this);
-        check_open();
-        return engine_->atp_plan(budget);
-    }
-
-    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images, Interrupt & interrupt) {
-        const Use use(*this);
-        check_open();
-        double t_encode = 0.0;
-        return engine_->encode(prompt, images, interrupt, t_encode);
-    }
-
-    Result generate(const Request & request, Interrupt & interrupt) {
-        const Use use(*this);
-        check_open();
-        return engine_->generate(request, interrupt);
-    }
-
-  private:
-    // holds the engine for one call. A callback of that call must not start another: it would wait for itself
-    class Use {
-      public:
-        explicit Use(EngineHandle & handle) : handle_(handle) {
-            if (handle.user_ == std::this_thread::get_id()) {
-                throw StageError(
-                    "this engine is busy with the caption whose callback this is; use it after generate returned");
-            }
-            lock_ = std::unique_lock<std::mutex>(handle.mutex_);
-            handle.user_ = std::this_thread::get_id();
-        }
-        ~Use() { handle_.user_ = std::thread::id(); }
-        Use(const Use &) = delete;
-        Use & operator=(const Use &) = delete;
-
-      private:
-        EngineHandle & handle_;
-        std::unique_lock<std::mutex> lock_;
-    };
-
-    void check_open() const {
-        if (closed_) {
-            throw ModelError("this engine is closed; make a new one");
-        }
-    }
-
-    std::mutex mutex_;
-    std::atomic<std::thread::id> user_{};
-    std::atomic<bool> closed_{false};
-    std::unique_ptr<Engine> engine_;
-    ModelInfo info_;
-};
 
 RgbImage check_image(const ImageArray & a) {
     if (a.ndim() != 3 || a.shape(2) != 3) {
@@ -107,12 +34,6 @@ std::vector<RgbImage> check_images(const std::vector<PromptImage> & images) {
     return out;
 }
 
-// a model may sample bytes that are no UTF-8
-py::str decode(const std::string & text) {
-    return py::reinterpret_steal<py::str>(
-        PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "replace"));
-}
-
 std::function<bool(const std::string &)> text_callback(const py::object & fn) {
     if (fn.is_none()) {
         return {};
@@ -124,6 +45,25 @@ std::function<bool(const std::string &)> text_callback(const py::object & fn) {
     };
 }
 
+using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
+
+Sequence encode(EngineHandle & engine, const std::string & prompt, const std::vector<PromptImage> & images,
+                const std::optional<FloatArray> & embd) {
+    const std::vector<RgbImage> checked = check_images(images);
+    std::optional<KnownRows> known;
+    if (embd) {
+        if (embd->ndim() != 2) {
+            throw ImageError("embd must be float32 [n_image_tokens, n_embd_inp], got [" + shape_text(*embd) + "]");
+        }
+        known = {embd->data(), static_cast<size_t>(embd->shape(0)), static_cast<size_t>(embd->shape(1))};
+    }
+    return without_gil([&](Interrupt & interrupt) {
+        Sequence seq = engine.encode(prompt, checked, known, interrupt);
+        interrupt.check();
+        return seq;
+    });
+}
+
 Result generate(EngineHandle & engine, const std::string & prompt, const std::vector<PromptImage> & images,
                 const Plan & plan, int32_t n_predict, float temp, int32_t top_k, float top_p, float min_p,
                 uint32_t seed, const std::vector<std::string> & stop, const py::object & on_token) {
@@ -132,7 +72,8 @@ Result generate(EngineHandle & engine, const std::string & prompt, const std::ve
     request.images = check_images(images);
     request.plan = plan;
     request.generation = {{temp, top_k, top_p, min_p, seed}, n_predict, stop, text_callback(on_token)};
-    return without_gil([&](Interrupt & interrupt) { return engine.generate(request, interrupt); });
+    return without_gil(
+        [&](Interrupt & interrupt) { return engine.use([&](Engine & e) { return e.generate(request, interrupt); }); });
 }
 
 void register_results(py::module_ & m) {
@@ -155,6 +96,7 @@ void register_results(py::module_ & m) {
         .def_property_readonly("text", [](const Result & r) { return decode(r.text); })
         .def_readonly("tokens", &Result::tokens)
         .def_readonly("finish_reason", &Result::finish_reason)
+        .def_readonly("error", &Result::error)
         .def_readonly("report", &Result::report);
 }
 
@@ -179,6 +121,7 @@ void register_info(py::module_ & m) {
         .def_readonly("has_vision", &ModelInfo::has_vision)
         .def_readonly("mrope", &ModelInfo::mrope)
         .def_readonly("can_prune", &ModelInfo::can_prune)
+        .def_readonly("can_batch", &ModelInfo::can_batch)
         .def_readonly("why_not", &ModelInfo::why_not)
         .def_readonly("legal_cuts", &ModelInfo::legal_cuts)
         .def_readonly("atp_cuts", &ModelInfo::atp_cuts)
@@ -186,6 +129,11 @@ void register_info(py::module_ & m) {
 }
 
 }  // namespace
+
+py::str decode(const std::string & text) {
+    return py::reinterpret_steal<py::str>(
+        PyUnicode_DecodeUTF8(text.data(), static_cast<py::ssize_t>(text.size()), "replace"));
+}
 
 void register_engine(py::module_ & m) {
     register_results(m);
@@ -195,7 +143,9 @@ void register_engine(py::module_ & m) {
           "names and shapes of its tensors; their data is not read.");
     m.def("check_gguf", &check_gguf, py::arg("path"),
           "general.architecture of a whole GGUF file ('clip' for a projector); ModelError says what else the file is.");
-    py::class_<EngineHandle>(m, "Engine", "Image to caption: vision encoder, staged decoder, sampler.")
+    EngineClass engine(m, "Engine", "Image to caption: vision encoder, staged decoder, sampler.");
+    register_batch(m, engine);
+    engine
         .def(py::init([](const std::string & model, const std::string & mmproj, const std::string & atp,
                          int32_t n_gpu_layers, int32_t n_ctx, int32_t n_ubatch, int32_t n_threads,
                          const std::string & flash_attn, const std::string & type_k, const std::string & type_v,
@@ -217,23 +167,15 @@ void register_engine(py::module_ & m) {
             [](EngineHandle & engine, const py::object & budget) {
                 const std::optional<AtpBudget> wanted = to_budget(budget);
                 const py::gil_scoped_release release;
-                return engine.atp_plan(wanted);
+                return engine.use([&](Engine & e) { return e.atp_plan(wanted); });
             },
             py::arg("budget") = py::none(),
             "The cuts of the loaded sidecar. budget: float (fraction of the image tokens) or int (their count), in the "
             "mean over layers; None lets the learned thresholds decide.")
-        .def(
-            "encode",
-            [](EngineHandle & engine, const std::string & prompt, const std::vector<PromptImage> & images) {
-                const std::vector<RgbImage> checked = check_images(images);
-                return without_gil([&](Interrupt & interrupt) {
-                    Sequence seq = engine.encode(prompt, checked, interrupt);
-                    interrupt.check();
-                    return seq;
-                });
-            },
-            py::arg("prompt"), py::arg("images"),
-            "The rows that generate would prefill: text tokens, and image tokens with their projected embeddings.")
+        .def("encode", &encode, py::arg("prompt"), py::arg("images"), py::kw_only(), py::arg("embd") = py::none(),
+             "The rows that generate would prefill: text tokens, and image tokens with their projected embeddings. "
+             "embd: float32 [n_image_tokens, n_embd_inp] of an earlier encode of the same images; the vision encoder "
+             "does not run. May be called from another thread while captions are computed.")
         .def("generate", &generate, py::arg("prompt"), py::arg("images"), py::kw_only(), py::arg("plan") = Plan{},
              py::arg("n_predict") = 128, py::arg("temp") = 0.0f, py::arg("top_k") = 40, py::arg("top_p") = 0.95f,
              py::arg("min_p") = 0.05f, py::arg("seed") = 0, py::arg("stop") = std::vector<std::string>{},

@@ -69,6 +69,7 @@ void register_sequence(py::module_ & m) {
         .def_property_readonly("n_rows", [](const Sequence & seq) { return seq.rows.size(); })
         .def_property_readonly("n_image_tokens", &Sequence::n_image_tokens)
         .def_readonly("n_pos", &Sequence::n_pos)
+        .def_readonly("t_encode", &Sequence::t_encode, "ms that the vision encoder took for it.")
         .def_property_readonly(
             "image_rows",
             [](const Sequence & seq) {

@@ -1,0 +1,100 @@
+// An Engine that Python may close and may call from several threads.
+//
+// One thread at a time computes captions; encode() may run beside it. A callback of a call must not start another: it
+// would wait for itself.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <shared_mutex>
+#include <string>
+#include <thread>
+
+#include "bindings.h"
+#include "engine.h"
+#include "errors.h"
+
+namespace atp::python {
+
+class EngineHandle {
+  public:
+    EngineHandle(const ModelParams & params, const std::string & mmproj, const std::string & atp, bool self_test)
+        : engine_(new Engine(params, mmproj, atp, self_test)), info_(engine_->info()) {}
+
+    void close() {
+        const Use use(*this);
+        const std::unique_lock<std::shared_mutex> alone(life_);
+        closed_ = true;
+        engine_.reset();
+    }
+
+    // needs no lock: a callback may ask it
+    ModelInfo info() const {
+        check_open();
+        return info_;
+    }
+
+    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images,
+                    const std::optional<KnownRows> & known, Interrupt & interrupt) {
+        check_no_callback();
+        const std::shared_lock<std::shared_mutex> alive(life_);
+        check_open();
+        return engine_->encode(prompt, images, known, interrupt);
+    }
+
+    // holds the engine for `work`
+    template <typename Work>
+    auto use(Work work) {
+        const Use use(*this);
+        check_open();
+        return work(*engine_);
+    }
+
+  private:
+    class Use {
+      public:
+        explicit Use(EngineHandle & handle) : handle_(handle) {
+            handle.check_no_callback();
+            lock_ = std::unique_lock<std::mutex>(handle.mutex_);
+            handle.user_ = std::this_thread::get_id();
+        }
+        ~Use() { handle_.user_ = std::thread::id(); }
+        Use(const Use &) = delete;
+        Use & operator=(const Use &) = delete;
+
+      private:
+        EngineHandle & handle_;
+        std::unique_lock<std::mutex> lock_;
+    };
+
+    void check_no_callback() const {
+        if (user_ == std::this_thread::get_id()) {
+            throw StageError(
+                "this engine is busy with the caption whose callback this is; use it after generate returned");
+        }
+    }
+
+    void check_open() const {
+        if (closed_) {
+            throw ModelError("this engine is closed; make a new one");
+        }
+    }
+
+    std::mutex mutex_;
+    std::shared_mutex life_;
+    std::atomic<std::thread::id> user_{};
+    std::atomic<bool> closed_{false};
+    std::unique_ptr<Engine> engine_;
+    ModelInfo info_;
+};
+
+using EngineClass = py::class_<EngineHandle>;
+
+// the captions under way together
+void register_batch(py::module_ & m, EngineClass & engine);
+
+// the text a model sampled, which may be no UTF-8
+py::str decode(const std::string & text);
+
+}  // namespace atp::python
