@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -27,8 +28,8 @@ __all__ = ["config_hash", "file_fingerprint"]
 _VERSION = 1
 
 _HEAD = 1 << 24  # bytes: all metadata, the vocabulary with it
-_PIECE = 1 << 16
-_N_PIECES = 127
+_PIECE = 1 << 14
+_N_PIECES = 512
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 
 _Path: TypeAlias = "str | os.PathLike[str]"
@@ -78,11 +79,12 @@ def config_hash(
 def file_fingerprint(path: _Path) -> str:
     """SHA-256 of what tells one GGUF from another, without reading all of it.
 
-    In it: the size, the first 16 MiB (all metadata and tensor names), and 127 pieces of 64 KiB at
-    evenly spaced places. Training or quantising changes every part of the tensors it touches, and a
-    prime number of places falls on other parts in each layer, so a tensor kind that changed in all
-    layers is met. A file up to 24 MiB is read whole; so is no larger one, and an edit of single
-    weights can go unseen. Of a split model all parts count.
+    In it: the size, the first 16 MiB (all metadata and the tensors' names) and 16 KiB of each
+    512th part of the rest. Training and quantising change every part of the tensors they touch.
+    Where in its part a piece lies is drawn, always alike: pieces at even distances would meet the
+    same few tensors of each layer, since layers repeat at even distances too. A file up to 24 MiB
+    is read whole; in a larger one an edit of single weights can go unseen. Of a split model all
+    files count.
 
     Raises:
         ModelError: it cannot be read.
@@ -105,9 +107,15 @@ def _add(digest: hashlib._Hash, path: Path) -> None:
                 digest.update(block)
             return
         digest.update(_read(stream, 0, _HEAD))
-        for i in range(_N_PIECES):
-            start = _HEAD + (size - _HEAD - _PIECE) * i // (_N_PIECES - 1)
+        for start in places(size):
             digest.update(_read(stream, start, _PIECE))
+
+
+def places(size: int) -> list[int]:
+    """Where the pieces of a large file begin, in bytes; they do not overlap, nor leave the file."""
+    part = (size - _HEAD) / _N_PIECES
+    shifts = random.Random(0)
+    return [_HEAD + int(i * part + shifts.random() * (part - _PIECE)) for i in range(_N_PIECES)]
 
 
 def _read(stream: FileIO, start: int, n_bytes: int) -> bytes:

@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,10 +21,11 @@ from numpy.typing import NDArray
 from atp_cpp.errors import AtpError
 from atp_cpp.rows import CANCELLED, OK, Row
 
-__all__ = ["Done", "Line", "is_row", "key_of", "lines_of", "read_rows"]
+__all__ = ["Done", "Line", "begins_rows", "is_row", "key_of", "lines_of", "read_rows"]
 
 _KEY_BYTES = 16
 _MAX_LINE = 1 << 26  # bytes; a longer one is no row, and is met in pieces
+_HEAD = b'{"custom_id": '  # how each of our lines begins
 _TEXTS = ("custom_id", "image", "prompt", "caption", "finish_reason", "status", "config_hash")
 
 log = logging.getLogger(__name__)
@@ -70,6 +70,13 @@ def lines_of(stream: BinaryIO) -> Iterator[Line]:
 def is_row(value: Any) -> bool:
     """Whether this is a row of ours, as far as resuming needs to know."""
     return isinstance(value, dict) and all(type(value.get(name)) is str for name in _TEXTS)
+
+
+def begins_rows(first: Line) -> bool:
+    """Whether the first line of a file is a row, or what is left of one."""
+    if first.value is not None:
+        return is_row(first.value)
+    return first.raw.startswith(_HEAD) or _HEAD.startswith(first.raw)
 
 
 class Done:
@@ -130,21 +137,26 @@ def read_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
     are no rows are left out, and noted.
 
     Raises:
-        AtpError: no such file, or it cannot be read.
+        AtpError: no such file, it cannot be read, or it holds something else.
     """
+    name = os.fspath(path)
     try:
         with Path(path).open("rb", buffering=1 << 20) as stream:
-            last = _last_of_each_key(stream)
+            last = _last_of_each_key(stream, name)
             stream.seek(0)
-            yield from _chosen(stream, last, os.fspath(path))
+            yield from _chosen(stream, last, name)
     except OSError as error:
-        raise AtpError(f"{os.fspath(path)}: cannot be read: {error.strerror or error}") from error
+        raise AtpError(f"{name}: cannot be read: {error.strerror or error}") from error
 
 
-def _last_of_each_key(stream: BinaryIO) -> NDArray[np.bool_]:
+def _last_of_each_key(stream: BinaryIO, name: str) -> NDArray[np.bool_]:
     """[n_rows], whether a row is the last of its key."""
     keys = bytearray()
+    first = None
     for line in lines_of(stream):
+        if first is None and not begins_rows(line):
+            raise AtpError(f"{name}: line {line.number} is no row of captions; name a file of rows")
+        first = line.number
         if is_row(line.value):
             row = line.value
             keys += key_of(row["custom_id"], row["prompt"], row["config_hash"])
@@ -157,15 +169,19 @@ def _last_of_each_key(stream: BinaryIO) -> NDArray[np.bool_]:
 
 
 def _chosen(stream: BinaryIO, last: NDArray[np.bool_], name: str) -> Iterator[Row]:
-    rows = (line for line in lines_of(stream) if is_row(line.value))
-    n_broken = 0
-    for line, wanted in zip(islice(rows, len(last)), last, strict=False):
-        if not wanted:
+    wanted = iter(last)
+    for line in lines_of(stream):
+        if not is_row(line.value):
+            log.warning("%s:%d: no row; left out", name, line.number)
+            continue
+        is_last = next(wanted, None)
+        if is_last is None:  # appended since it was read for the first time
+            return
+        if not is_last:
             continue
         try:
             row = Row.from_dict(line.value)
         except ValueError as error:
-            n_broken += 1
             log.warning("%s:%d: a damaged row is left out: %s", name, line.number, error)
             continue
         yield row

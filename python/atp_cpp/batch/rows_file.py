@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from atp_cpp.batch.resume import Done, Line, is_row, key_of, lines_of
+from atp_cpp.batch.resume import Done, Line, begins_rows, is_row, key_of, lines_of
 from atp_cpp.errors import AtpError, WriteError
 from atp_cpp.locks import take_lock
 from atp_cpp.rows import Row
@@ -22,7 +22,6 @@ from atp_cpp.rows import Row
 __all__ = ["RowsFile"]
 
 SYNC_EVERY = 5.0  # seconds; a power cut costs at most the rows of this time
-_HEAD = b'{"custom_id": '  # how each of our lines begins
 _FLAGS = os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 log = logging.getLogger(__name__)
@@ -132,7 +131,10 @@ class RowsFile:
             self._is_regular = False
             self._file = os.open(path, os.O_WRONLY | _FLAGS)
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:
+            raise AtpError(f"{path.parent} is no folder; name another --out") from None
         while True:
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | _FLAGS, 0o666)
             if not take_lock(self._file):
@@ -141,6 +143,7 @@ class RowsFile:
                     "--out (several processes share the work with --shard i/n, each its own file)"
                 )
             if self._is_in_place():
+                _sync_folder(path.parent)
                 return
             self._close()  # it was replaced just now
 
@@ -158,7 +161,7 @@ class RowsFile:
         with os.fdopen(os.dup(self._file), "rb", buffering=1 << 20) as stream:
             stream.seek(0)
             for line in lines_of(stream):
-                if last is None and not _is_ours(line):
+                if last is None and not begins_rows(line):
                     raise AtpError(
                         f"{self.path}: line {line.number} is no row of captions, so nothing is "
                         "appended to this file; name another --out"
@@ -247,8 +250,14 @@ class RowsFile:
         )
 
 
-def _is_ours(first: Line) -> bool:
-    """Whether the first line is a row, or what is left of one."""
-    if first.value is not None:
-        return is_row(first.value)
-    return first.raw.startswith(_HEAD) or _HEAD.startswith(first.raw)
+def _sync_folder(folder: Path) -> None:
+    """Sees to it that a new file's name is on the disk too, where folders can be opened."""
+    if os.name == "nt":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError:  # a file system that does not do this
+        pass
+    finally:
+        os.close(descriptor)

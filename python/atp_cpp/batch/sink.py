@@ -6,15 +6,19 @@ rows, so an image whose rows are all there has its text, and any other is captio
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from atp_cpp.batch.item import Item
+from atp_cpp.batch.resume import Done, key_of
 from atp_cpp.batch.rows_file import RowsFile
 from atp_cpp.batch.text_files import TextFileError, TextFiles
 from atp_cpp.rows import ERROR, OK, Row
 
 __all__ = ["Sink"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
@@ -35,7 +39,9 @@ class Sink:
 
     Attributes:
         n_skipped: images passed over because they were done before this run.
-        n_repeated: images passed over because this run had met them, or their custom_id, already.
+        n_repeated: images passed over because this run had met them already.
+        n_conflicts: images passed over because their custom_id is that of another image; each is
+            noted. They have no row, which could not be told from the other's.
     """
 
     def __init__(
@@ -43,10 +49,13 @@ class Sink:
     ) -> None:
         self.n_skipped = 0
         self.n_repeated = 0
+        self.n_conflicts = 0
         self._rows = rows
         self._texts = texts
         self._config_hash = config_hash
         self._open: dict[str, _Open] = {}
+        self._claims = Done()  # where there is no file that knows
+        self._images: dict[int, int] = {}  # hash of a custom_id -> that of its image
 
     def pending(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items that are still to do, each with the prompts that are still to do.
@@ -59,6 +68,8 @@ class Sink:
             AtpError: an image without a file, where texts are written.
         """
         for item in items:
+            if self._conflicts(item):
+                continue
             todo = replace(item, prompts=self._claim(item))
             if not todo.prompts:
                 continue
@@ -104,17 +115,31 @@ class Sink:
         self._open.clear()
         return self._append(rows)
 
+    def _conflicts(self, item: Item) -> bool:
+        """Whether the id is another image's; only ids that are not the image's name can be."""
+        if item.custom_id == item.image:
+            return False
+        image = hash(item.image)
+        if self._images.setdefault(hash(item.custom_id), image) == image:
+            return False
+        self.n_conflicts += 1
+        log.warning(
+            "%s: passed over, since its custom_id %r is that of another image; give it its own",
+            *(item.image, item.custom_id),
+        )
+        return True
+
     def _claim(self, item: Item) -> tuple[str, ...]:
         """The prompts of an image that this run takes on."""
         prompts = tuple(dict.fromkeys(item.prompts))
-        if self._rows is None:
-            return prompts
         keys = [(item.custom_id, prompt, self._config_hash) for prompt in prompts]
-        earlier = [self._rows.done_earlier(*key) for key in keys]
-        if all(earlier):
-            self.n_skipped += 1
-            return ()
-        claimed = [self._rows.claim(*key) for key in keys]
+        if self._rows is None:
+            claimed = [self._claims.claim(key_of(*key)) for key in keys]
+        else:
+            if all(self._rows.done_earlier(*key) for key in keys):
+                self.n_skipped += 1
+                return ()
+            claimed = [self._rows.claim(*key) for key in keys]
         if not any(claimed):
             self.n_repeated += 1
             return ()

@@ -64,8 +64,7 @@ class TextFiles:
         """
         path = _path_of(image)
         text = text_path(path)
-        first = text not in self
-        self._take(text, path)
+        first = self._take(text, path)
         self._check_folder(text)
         return first and not (self._existing == "skip" and os.path.lexists(text))
 
@@ -91,17 +90,16 @@ class TextFiles:
         if new != old or self._existing == "overwrite":
             _replace(text, new)
 
-    def __contains__(self, text: Path) -> bool:
-        return hash(os.fspath(text)) in self._owners
-
-    def _take(self, text: Path, image: Path) -> None:
-        """Notes whose text this is; 80 bytes an image."""
-        owner = self._owners.setdefault(hash(os.fspath(text)), image.suffix)
+    def _take(self, text: Path, image: Path) -> bool:
+        """Notes whose text this is, about 80 bytes an image; False if that was known."""
+        key, n_before = hash(os.path.abspath(text)), len(self._owners)
+        owner = self._owners.setdefault(key, image.suffix)
         if owner != image.suffix:
             raise TextFileError(
                 f"{image}: its text would be {text.name}, which is that of "
                 f"{image.with_suffix(owner).name} already; rename one of the two images"
             )
+        return len(self._owners) > n_before
 
     def _check_folder(self, text: Path) -> None:
         folder = os.fspath(text.parent)
@@ -157,6 +155,8 @@ def _replace(text: Path, content: bytes) -> None:
         try:
             with part.open("wb") as stream:
                 stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())  # before its rows, which say that it is there
             os.replace(part, text)
         except BaseException:
             part.unlink(missing_ok=True)
