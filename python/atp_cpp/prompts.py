@@ -1,4 +1,4 @@
-"""A question and n images -> the prompt text the engine expects: one media marker per image.
+"""A question or a conversation -> the prompt text the engine expects: one media marker per image.
 
 The model's own chat template (the GGUF's ``tokenizer.chat_template``) is rendered as Hugging Face
 does it, in a sandbox. What the template writes for an image (``<image>``,
@@ -10,21 +10,15 @@ text, before the question. A template is never guessed from a model's name.
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-import jinja2
-from jinja2 import nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
+from atp_cpp.chat_template import LLAVA_15, compile_template, one_line
 from atp_cpp.errors import AtpError, ModelError
 
 if TYPE_CHECKING:
@@ -39,6 +33,21 @@ _TEXT = "\x02question\x03"
 _TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 _log = logging.getLogger(__name__)
+
+Message: TypeAlias = "dict[str, Any]"  # as templates take it
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One message of a conversation.
+
+    Attributes:
+        role: "system", "user" or "assistant".
+        parts: its texts in order; None stands for an image.
+    """
+
+    role: str
+    parts: tuple[str | None, ...]
 
 
 class ChatPrompt:
@@ -84,19 +93,11 @@ class ChatPrompt:
         self._signs: set[str] = set()
         # number of images -> prompt with _TEXT in place of the question
         self._frames: dict[int, str] = {}
-        self._template: jinja2.Template | None = None
         if not template.strip():
             _log.warning(
                 "the model file has no chat template; using LLaVA-1.5's form (USER: … ASSISTANT:)"
             )
-            return
-        try:
-            self._template = _environment().from_string(template)
-        except jinja2.TemplateError as error:
-            raise ModelError(
-                f"the model file's chat template is not valid Jinja: {_one_line(error)}; "
-                "convert the model again"
-            ) from error
+        self._template = compile_template(template if template.strip() else LLAVA_15)
 
     @classmethod
     def for_model(cls, info: ModelInfo) -> ChatPrompt:
@@ -133,16 +134,85 @@ class ChatPrompt:
             AtpError: the question holds the media marker, or what the model has in its place.
             ModelError: the template cannot be rendered.
         """
-        if n_images not in self._frames:
-            self._frames[n_images] = self._frame(n_images)
+        frame = self._frame_of(n_images)
+        self._check(question)
+        return self._as_tokenised(frame.replace(_TEXT, question.strip()))
+
+    def render_chat(self, turns: Sequence[Turn]) -> str:
+        """The prompt for a conversation, up to where the model's answer begins.
+
+        Args:
+            turns: in order; the template may refuse some orders.
+
+        Returns:
+            Text with one media marker for each image, where the template has the image.
+
+        Raises:
+            AtpError: a text holds the media marker, or what the model has in its place.
+            ModelError: the template cannot be rendered with these turns; the reason it gives.
+        """
+        n_images = sum(turn.parts.count(None) for turn in turns)
+        self._frame_of(max(n_images, 1))  # teaches us the model's signs
+        for text in (part for turn in turns for part in turn.parts if part is not None):
+            self._check(text)
+        failure = ModelError(
+            f"the model file's chat template lost a text or one of {n_images} images; "
+            "say it in one user message, images first"
+        )
+        for form in (self._with_parts, self._with_some_parts, self._with_marked_parts, self._plain):
+            try:
+                prompt = form(turns, n_images)
+            except ModelError as error:
+                failure = error
+                continue
+            if prompt is not None and self._is_whole(prompt, turns, n_images):
+                return self._as_tokenised(self._without_bos(prompt))
+        raise failure
+
+    def _with_parts(self, turns: Sequence[Turn], n_images: int) -> str | None:
+        return self._place(lambda k: [_in_parts(turn) for turn in _with_images(turns, k)], n_images)
+
+    def _with_some_parts(self, turns: Sequence[Turn], n_images: int) -> str | None:
+        """Text alone as a string: some templates expect it so of systems and assistants."""
+        sees = [None in turn.parts for turn in turns]
+
+        def messages(k: int) -> list[Message]:
+            shown = zip(_with_images(turns, k), sees, strict=True)
+            return [_in_parts(t) if has_image else _in_string(t, "") for t, has_image in shown]
+
+        return self._place(messages, n_images)
+
+    def _with_marked_parts(self, turns: Sequence[Turn], n_images: int) -> str:
+        """For templates that take parts and know no images."""
+        marked = [
+            Turn(t.role, tuple(self._marker if p is None else p for p in t.parts)) for t in turns
+        ]
+        return self._render([_in_parts(turn) for turn in marked])
+
+    def _plain(self, turns: Sequence[Turn], n_images: int) -> str:
+        return self._render([_in_string(turn, self._marker) for turn in turns])
+
+    def _is_whole(self, prompt: str, turns: Sequence[Turn], n_images: int) -> bool:
+        """Whether nothing was lost, and no list of parts was printed as such.
+
+        Templates may shorten what the assistant said: some take its thoughts off.
+        """
+        texts = [part for turn in turns for part in turn.parts if part is not None]
+        said = (p for t in turns if t.role != "assistant" for p in t.parts if p is not None)
+        return (
+            prompt.count(self._marker) == n_images
+            and prompt.count("'type'") <= sum(text.count("'type'") for text in texts)
+            and all(text.strip() in prompt for text in said)
+        )
+
+    def _check(self, text: str) -> None:
+        """Raises AtpError if a text of the user's holds a sign for an image."""
         for sign, whose in ((self._marker, "engine"), *((s, "model") for s in sorted(self._signs))):
-            if sign in question:
+            if sign in text:
                 raise AtpError(
                     f"the prompt holds {sign!r}, the {whose}'s own sign for an image; "
                     "leave it out, images are placed before the text"
                 )
-        prompt = self._frames[n_images].replace(_TEXT, question.strip())
-        return self._as_tokenised(prompt)
 
     def _as_tokenised(self, prompt: str) -> str:
         """Does what the model's own tokeniser would do to a prompt, and the engine's does not."""
@@ -154,61 +224,77 @@ class ChatPrompt:
                 prompt = re.sub(form.format(re.escape(written)), r"\1", prompt)
         return prompt
 
-    def _frame(self, n_images: int) -> str:
-        if self._template is None:
-            images = "\n".join([self._marker] * n_images)
-            return f"USER: {images}\n{_TEXT} ASSISTANT:"
-        frame = self._frame_from_template(n_images)
-        if frame.count(self._marker) != n_images or frame.count(_TEXT) != 1:
-            raise ModelError(
-                f"the model file's chat template lost the question or one of {n_images} images; "
-                "it does not fit a model that sees"
-            )
-        return frame.removeprefix(self._bos) if self._add_bos else frame
+    def _without_bos(self, prompt: str) -> str:
+        return prompt.removeprefix(self._bos) if self._add_bos else prompt
+
+    def _frame_of(self, n_images: int) -> str:
+        """The prompt of one turn with _TEXT in place of the question."""
+        if n_images not in self._frames:
+            frame = self._frame_from_template(n_images)
+            if frame.count(self._marker) != n_images or frame.count(_TEXT) != 1:
+                raise ModelError(
+                    f"the model file's chat template lost the question or one of {n_images} "
+                    "images; it does not fit a model that sees"
+                )
+            self._frames[n_images] = self._without_bos(frame)
+        return self._frames[n_images]
 
     def _frame_from_template(self, n_images: int) -> str:
+        turn = Turn("user", (*([None] * n_images), _TEXT))
         if not self._takes_parts():
-            markers = "\n".join([self._marker] * n_images)
-            return self._render(f"{markers}\n{_TEXT}")
-        frame = self._frame_from_image_parts(n_images)
-        if frame is not None:
-            return frame
-        marker_part = {"type": "text", "text": self._marker}
-        return self._render([*([marker_part] * n_images), _text_part()])
+            return self._plain([turn], n_images)
+        try:
+            frame = self._place(
+                lambda k: [_in_parts(t) for t in _with_images([turn], k)],
+                n_images,
+                self._signs.update,
+            )
+        except ModelError:
+            frame = None
+        return self._with_marked_parts([turn], n_images) if frame is None else frame
 
     def _takes_parts(self) -> bool:
         """Whether message content may be a list of parts; other templates expect a string."""
         try:
-            return "'type'" not in (out := self._render([_text_part()])) and _TEXT in out
+            out = self._render([_in_parts(Turn("user", (_TEXT,)))])
         except ModelError:
             return False
+        return "'type'" not in out and _TEXT in out
 
-    def _frame_from_image_parts(self, n_images: int) -> str | None:
-        """The prompt with markers for what the template writes for images; None if it cannot."""
-        try:
-            steps = [
-                self._render([*([{"type": "image"}] * k), _text_part()])
-                for k in range(n_images + 1)
-            ]
-        except ModelError:
-            return None
-        frame = steps[-1]
-        cursor, _ = _insertion(steps[0], frame)
+    def _place(
+        self,
+        messages: Callable[[int], list[Message]],
+        n_images: int,
+        learn: Callable[[list[str]], object] = lambda tags: None,
+    ) -> str | None:
+        """The prompt with markers for what the template writes for images; None if it cannot be.
+
+        Args:
+            messages: k -> the conversation with its first k images alone.
+            n_images: of the whole conversation.
+            learn: told the tags written for each image.
+
+        Raises:
+            ModelError: the template cannot be rendered.
+        """
+        steps = [self._render(messages(k)) for k in range(n_images + 1)]
+        prompt, cursor = steps[-1], -1
         for before, after in pairwise(steps):
-            sign = _insertion(before, after)[1].strip()
-            at = frame.find(sign, cursor) if sign else -1
+            start, sign = _insertion(before, after)
+            sign = sign.strip()
+            cursor = start if cursor < 0 else cursor
+            at = prompt.find(sign, cursor) if sign else -1
             if at < 0:
                 return None
-            self._signs.update(_TAG.findall(sign))
-            frame = frame[:at] + self._marker + frame[at + len(sign) :]
+            learn(_TAG.findall(sign))
+            prompt = prompt[:at] + self._marker + prompt[at + len(sign) :]
             cursor = at + len(self._marker)
-        return frame
+        return prompt
 
-    def _render(self, content: str | list[dict[str, str]]) -> str:
-        assert self._template is not None
+    def _render(self, messages: list[Message]) -> str:
         try:
             return self._template.render(
-                messages=[{"role": "user", "content": content}],
+                messages=messages,
                 add_generation_prompt=True,
                 tools=None,
                 documents=None,
@@ -217,12 +303,31 @@ class ChatPrompt:
             )
         except Exception as error:  # a template is a program: it may fail in any way
             raise ModelError(
-                f"the model file's chat template cannot be rendered: {_one_line(error)}"
+                f"the model file's chat template cannot be rendered: {one_line(error)}"
             ) from error
 
 
-def _text_part() -> dict[str, str]:
-    return {"type": "text", "text": _TEXT}
+def _with_images(turns: Sequence[Turn], n_shown: int) -> list[Turn]:
+    """The conversation with its first images alone."""
+    shown = []
+    for turn in turns:
+        parts = []
+        for part in turn.parts:
+            n_shown -= part is None
+            if part is not None or n_shown >= 0:
+                parts.append(part)
+        shown.append(Turn(turn.role, tuple(parts)))
+    return shown
+
+
+def _in_parts(turn: Turn) -> Message:
+    parts = [{"type": "image"} if p is None else {"type": "text", "text": p} for p in turn.parts]
+    return {"role": turn.role, "content": parts or [{"type": "text", "text": ""}]}
+
+
+def _in_string(turn: Turn, marker: str) -> Message:
+    texts = [marker if part is None else part for part in turn.parts]
+    return {"role": turn.role, "content": "\n".join(texts)}
 
 
 def _insertion(before: str, after: str) -> tuple[int, str]:
@@ -251,40 +356,3 @@ def _common_head(a: str, b: str) -> str:
         if x != y:
             return a[:i]
     return min(a, b, key=len)
-
-
-class _Generation(Extension):
-    """``{% generation %}`` marks words for training; here they pass through."""
-
-    tags = {"generation"}  # noqa: RUF012 (declared so by jinja2)
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        """Parses the block and returns its body."""
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _tojson
-    functions: dict[str, Callable[..., Any]] = {
-        "raise_exception": _raise_exception,
-        "strftime_now": lambda form: datetime.now().strftime(form),
-    }
-    environment.globals.update(functions)
-    return environment
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(value: Any, indent: int | None = None, **options: Any) -> str:
-    # Jinja's own filter escapes <, > and & for HTML, which no model was trained on.
-    return json.dumps(value, ensure_ascii=False, indent=indent, **options)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
