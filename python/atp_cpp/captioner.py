@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from atp_cpp import chat
 from atp_cpp._core import Cut, Engine, ModelInfo
 from atp_cpp.batch.config_hash import config_hash
 from atp_cpp.caption import Caption
@@ -32,7 +33,7 @@ from atp_cpp.image_spec import ImageSpec
 from atp_cpp.images import ImageSource, Pixels, load_image
 from atp_cpp.model_files import atp_file, image_spec_of, model_files
 from atp_cpp.preprocess import prepare
-from atp_cpp.prompts import DEFAULT_PROMPT, ChatPrompt
+from atp_cpp.prompts import DEFAULT_PROMPT, ChatPrompt, Turn
 from atp_cpp.views import as_tiles, views_of
 
 if TYPE_CHECKING:
@@ -126,6 +127,8 @@ class Captioner:
             self.close()
             raise
 
+    create_chat_completion = chat.create_chat_completion
+
     def __enter__(self) -> Captioner:
         return self
 
@@ -197,7 +200,7 @@ class Captioner:
     def caption_pixels(
         self,
         pixels: Sequence[Pixels],
-        prompt: str,
+        prompt: str | Sequence[Turn],
         *,
         plan: Sequence[CutSpec],
         sampling: SamplingConfig | None = None,
@@ -208,14 +211,14 @@ class Captioner:
 
         Args:
             pixels: uint8 [h, w, 3] each, as load_image returns them.
-            prompt: the question.
+            prompt: the question, or a conversation with its images' places.
             plan: settled cuts, as settle_plan returns them.
             sampling: see caption.
             on_token: see caption.
             t_load: ms to put into the result.
         """
         draw = sampling or SamplingConfig()
-        text = self._prompt.render(prompt, len(pixels))
+        text = self.render(prompt, len(pixels))
         spec, started = self._image_spec, time.perf_counter()
         prepared = [prepare(image, spec, n_images=len(pixels)) for image in pixels] if spec else []
         t_load += 1000 * (time.perf_counter() - started)
@@ -345,9 +348,11 @@ class Captioner:
         """Raises AtpError if the captioner is closed."""
         self._opened()
 
-    def render(self, prompt: str, n_images: int = 1) -> str:
-        """The prompt as the model's chat template has it; see ChatPrompt.render."""
-        return self._prompt.render(prompt, n_images)
+    def render(self, prompt: str | Sequence[Turn], n_images: int = 1) -> str:
+        """The prompt as the model's chat template has it; see ChatPrompt."""
+        if isinstance(prompt, str):
+            return self._prompt.render(prompt, n_images)
+        return self._prompt.render_chat(prompt)
 
     def _opened(self) -> Engine:
         if self._engine is None:
