@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from atp_cpp import chat
+from atp_cpp import chat, hub_files
 from atp_cpp._core import Cut, Engine, ModelInfo
 from atp_cpp.batch.config_hash import config_hash
 from atp_cpp.caption import Caption
@@ -128,6 +128,7 @@ class Captioner:
             raise
 
     create_chat_completion = chat.create_chat_completion
+    from_pretrained = classmethod(hub_files.from_pretrained)
 
     def __enter__(self) -> Captioner:
         return self

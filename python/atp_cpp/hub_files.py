@@ -1,0 +1,341 @@
+"""GGUF files of a repository of the Hugging Face hub: which belong together, and where they are.
+
+Model, vision projector and sidecar are told apart by name: ``mmproj*.gguf`` is a projector,
+``atp-*.gguf`` a sidecar, any other ``*.gguf`` a text model. Everything goes through
+huggingface-hub, so its settings hold: token, cache, endpoint, offline mode.
+
+:func:`from_pretrained` is a class method of :class:`~atp_cpp.captioner.Captioner`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from atp_cpp.config import Budget, PolicyLike
+from atp_cpp.errors import ModelError
+
+if TYPE_CHECKING:
+    from atp_cpp.captioner import Captioner
+
+__all__ = ["Choice", "choose", "from_pretrained", "hub_files", "hub_model"]
+
+_SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+_F16 = re.compile(r"(?<![a-z0-9])f16(?![a-z0-9])", re.IGNORECASE)  # not bf16
+_USUAL = ("Q4_K_M", "Q8_0")  # what llama.cpp's -hf takes where no type is named
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """Names in a repository that belong together.
+
+    Attributes:
+        model: the text model.
+        mmproj: its vision projector.
+        atp: its sidecar, "" where there is none.
+    """
+
+    model: str
+    mmproj: str
+    atp: str
+
+
+def from_pretrained(
+    cls: type[Captioner],
+    repo_id: str,
+    filename: str | None = None,
+    *,
+    mmproj: str | None = None,
+    atp: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    policy: PolicyLike = None,
+    budget: Budget | None = None,
+    n_gpu_layers: int = -1,
+    n_ctx: int = 4096,
+    n_ubatch: int = 512,
+    n_threads: int = 0,
+    flash_attn: str = "auto",
+    type_k: str = "f16",
+    type_v: str = "f16",
+    self_test: bool = True,
+) -> Captioner:
+    """A captioner from GGUF files of the Hugging Face hub, downloaded once into its cache.
+
+    Args:
+        cls: Captioner; as a class method, not given.
+        repo_id: "org/name".
+        filename: the text model's name there, or a pattern such as "*q4_k_m.gguf" (capitals do not
+            matter); may be left out where there is only one.
+        mmproj: likewise of the vision projector; if not given, the only ``mmproj*.gguf``, or the
+            only one in f16.
+        atp: likewise of the sidecar; if not given, the only ``atp-*.gguf``, if there is one.
+        revision: branch, tag or commit; the main branch if not given.
+        token: of the hub; True or None: the one of the user's login, False: none.
+        cache_dir: where files are kept; the hub's own cache if not given.
+        local_files_only: take what is in the cache, and do not ask the hub.
+        policy: see Captioner, here and below.
+        budget: likewise.
+        n_gpu_layers: likewise.
+        n_ctx: likewise.
+        n_ubatch: likewise.
+        n_threads: likewise.
+        flash_attn: likewise.
+        type_k: likewise.
+        type_v: likewise.
+        self_test: likewise.
+
+    Raises:
+        ModelError: the repository or the file is not there, not ours to read, or not the only one
+            that fits; the hub cannot be reached; huggingface-hub is missing; or the files cannot
+            be used.
+        PlanError: see Captioner.
+    """
+    files = hub_files(
+        repo_id,
+        filename,
+        mmproj=mmproj,
+        atp=atp,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+    )
+    return cls(
+        files[0],
+        mmproj=files[1],
+        atp=files[2],
+        policy=policy,
+        budget=budget,
+        n_gpu_layers=n_gpu_layers,
+        n_ctx=n_ctx,
+        n_ubatch=n_ubatch,
+        n_threads=n_threads,
+        flash_attn=flash_attn,
+        type_k=type_k,
+        type_v=type_v,
+        self_test=self_test,
+    )
+
+
+def hub_model(repo_and_quant: str) -> tuple[Path, Path, Path | None]:
+    """The files that ``-hf user/repo[:quant]`` names: model, projector, and sidecar or None.
+
+    Without a quantisation it is llama.cpp's usual one (Q4_K_M, else Q8_0) where there are several.
+
+    Raises:
+        ModelError: see from_pretrained.
+    """
+    repo, colon, quant = repo_and_quant.partition(":")
+    if colon and not quant:
+        raise ModelError(
+            f"{repo_and_quant}: nothing after the colon; write for instance {repo}:Q8_0"
+        )
+    return hub_files(repo, f"*{quant}.gguf" if colon else None, usual=_USUAL)
+
+
+def hub_files(
+    repo: str,
+    filename: str | None = None,
+    *,
+    mmproj: str | None = None,
+    atp: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    usual: Sequence[str] = (),
+) -> tuple[Path, Path, Path | None]:
+    """Model, projector, and sidecar or None, here on the disk; see from_pretrained.
+
+    Args:
+        repo: "org/name".
+        filename: see from_pretrained, here and below.
+        mmproj: likewise.
+        atp: likewise.
+        revision: likewise.
+        token: likewise.
+        cache_dir: likewise.
+        local_files_only: likewise.
+        usual: quantisations to choose where there are several models and no filename.
+    """
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ModelError(
+            f"{repo}: files of the hub need the huggingface-hub package, which is not installed; "
+            'pip install "atp_cpp[hub]"'
+        ) from error
+    cache: Any = {"cache_dir": cache_dir, "revision": revision, "token": token}
+    offline = local_files_only or bool(huggingface_hub.constants.HF_HUB_OFFLINE)
+    with _named_failures(repo, revision, offline):
+        if offline:
+            folder = Path(
+                huggingface_hub.snapshot_download(
+                    repo, local_files_only=True, allow_patterns=["*.gguf"], **cache
+                )
+            )
+            names = [p.relative_to(folder).as_posix() for p in folder.rglob("*.gguf")]
+        else:
+            api = huggingface_hub.HfApi(token=token)
+            info = api.model_info(repo, revision=revision, timeout=30)
+            names = [file.rfilename for file in info.siblings or []]
+        choice = choose(repo, sorted(names), filename, mmproj=mmproj, atp=atp, usual=usual)
+        chosen = [name for name in (choice.model, choice.mmproj, choice.atp) if name]
+        paths = [
+            huggingface_hub.hf_hub_download(repo, name, local_files_only=offline, **cache)
+            for name in chosen
+        ]
+    if len({path[: -len(name)] for path, name in zip(paths, chosen, strict=True)}) > 1:
+        raise ModelError(f"{repo} was changed while it was downloaded; run again")
+    return Path(paths[0]), Path(paths[1]), Path(paths[2]) if choice.atp else None
+
+
+def choose(
+    repo: str,
+    names: Sequence[str],
+    filename: str | None = None,
+    *,
+    mmproj: str | None = None,
+    atp: str | None = None,
+    usual: Sequence[str] = (),
+) -> Choice:
+    """Which files of a repository to load; see from_pretrained and hub_files.
+
+    Raises:
+        ModelError: nothing fits, or more than one; it lists what there is.
+    """
+    ggufs = [name for name in names if name.lower().endswith(".gguf")]
+    if not ggufs:
+        raise ModelError(f"{repo} holds no GGUF files; `atp-cpp convert {repo}` makes them")
+    projectors = [name for name in ggufs if _base(name).startswith("mmproj")]
+    sidecars = [name for name in ggufs if _is_sidecar(name, ggufs)]
+    others = [name for name in ggufs if name not in projectors and name not in sidecars]
+
+    def several(what: str, argument: str, found: Sequence[str]) -> ModelError:
+        listed = ", ".join(found[:12]) + (f" and {len(found) - 12} more" * (len(found) > 12))
+        return ModelError(
+            f"{repo}: {what} could be any of {len(found)}: {listed}; name one with {argument}="
+        )
+
+    models = _matching(repo, others, filename, ggufs, "filename")
+    if filename is None and len(models) > 1:
+        models = next((fit for kind in usual if (fit := _like(models, f"*{kind}.gguf"))), models)
+    if len(models) != 1 and not _is_split(models):
+        raise several("the text model", "filename", models)
+    if split := _SPLIT.search(models[0]):
+        raise ModelError(
+            f"{repo}: {models[0]} is one of {int(split[1])} parts; choose a file in one piece, or "
+            "join the parts (llama-gguf-split --merge) and give the file"
+        )
+    seen = _matching(repo, projectors, mmproj, ggufs, "mmproj")
+    if len(seen) > 1:
+        seen = [name for name in seen if _F16.search(_base(name))] or seen
+    if len(seen) != 1:
+        raise several("the vision projector", "mmproj", seen)
+    pruners = _matching(repo, sidecars, atp, ggufs, "atp") if sidecars or atp else []
+    if len(pruners) > 1:
+        raise several("the sidecar", "atp", pruners)
+    return Choice(models[0], seen[0], pruners[0] if pruners else "")
+
+
+def _base(name: str) -> str:
+    return PurePosixPath(name).name.lower()
+
+
+def _is_sidecar(name: str, ggufs: Sequence[str]) -> bool:
+    """atp-*.gguf; but one with a sidecar of its own, atp-atp-*, is a model of such a name."""
+    stem = _base(name).removesuffix(".gguf")
+    return stem.startswith("atp-") and not any(_base(g).startswith(f"atp-{stem}") for g in ggufs)
+
+
+def _is_split(names: Sequence[str]) -> bool:
+    """Whether these are the parts of one file."""
+    return len({_SPLIT.sub("", name) for name in names}) == 1 and bool(_SPLIT.search(names[0]))
+
+
+def _like(names: Sequence[str], pattern: str) -> list[str]:
+    """Those that fit, in their folder or by their last name; exact capitals first."""
+    for case in (str, str.lower):
+        found = [
+            name
+            for name in names
+            if any(fnmatchcase(case(n), case(pattern)) for n in (name, PurePosixPath(name).name))
+        ]
+        if found:
+            return found
+    return []
+
+
+def _matching(
+    repo: str, candidates: Sequence[str], pattern: str | None, ggufs: Sequence[str], argument: str
+) -> list[str]:
+    """Candidates, or what a name or pattern of the user's chooses among them, or among all."""
+    if pattern is None:
+        found, wanted = list(candidates), {"filename": "text model", "mmproj": "mmproj*.gguf"}
+        missing = f"no {wanted.get(argument, 'atp-*.gguf')}"
+    else:
+        found = _like(candidates, pattern) or _like(ggufs, pattern)
+        missing = f"no file that fits {argument}={pattern!r}"
+    if not found:
+        raise ModelError(f"{repo} has {missing}; its GGUF files are {', '.join(ggufs[:12])}")
+    return found
+
+
+@contextmanager
+def _named_failures(repo: str, revision: str | None, offline: bool) -> Iterator[None]:
+    """Says what happened, and what to do, in one line."""
+    from huggingface_hub import constants, errors
+
+    from atp_cpp.convert.hub import is_unreachable, quiet
+
+    at = f" at revision {revision}" if revision else ""
+    login = "log in with an account that may read it (hf auth login, HF_TOKEN, or token=)"
+    try:
+        with quiet():
+            yield
+    except ModelError:
+        raise
+    except errors.GatedRepoError as error:
+        raise ModelError(
+            f"{repo} is gated; accept its terms at {constants.ENDPOINT}/{repo}, then {login}"
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise ModelError(
+            f"{repo}: no such repository at {constants.ENDPOINT}, or it is private; check the "
+            f"name, or {login}"
+        ) from error
+    except errors.RevisionNotFoundError as error:
+        raise ModelError(
+            f"{repo} has no revision {revision}; name a branch, tag or commit"
+        ) from error
+    except errors.HFValidationError as error:
+        raise ModelError(f"{repo}: expected a repository as org/name: {error}") from error
+    except errors.LocalEntryNotFoundError as error:
+        raise ModelError(
+            f"{repo}{at}: not all of its files are in the cache, and "
+            + ("the hub is not asked" if offline else f"{constants.ENDPOINT} cannot be reached")
+            + "; run it once online"
+        ) from error
+    except errors.HfHubHTTPError as error:
+        status = getattr(error.response, "status_code", None)
+        advice = login if status in (401, 403) else "try again later"
+        raise ModelError(f"{repo}: {constants.ENDPOINT} answered {status}; {advice}") from error
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        if is_unreachable(error):
+            raise ModelError(
+                f"{repo}: {constants.ENDPOINT} cannot be reached ({reason}); check the network, or "
+                "take what is in the cache with local_files_only=True (HF_HUB_OFFLINE=1)"
+            ) from error
+        if isinstance(error, OSError):
+            raise ModelError(f"{repo}: cannot be downloaded: {reason}") from error
+        raise
