@@ -18,6 +18,7 @@ import torch
 from conversion.base import MmprojModel
 
 from atp_cpp.convert.family import llava_encoder
+from atp_cpp.convert.llava_shapes import check_shapes
 from atp_cpp.errors import ConvertError
 from atp_cpp.image_spec import ImageSpec
 
@@ -63,6 +64,12 @@ class LlavaMmproj(MmprojModel):
         self.hparams_vision["num_hidden_layers"] = self.encoder.n_layer
         self._check_projector()
         self._check_encoder()
+        check_shapes(
+            {name: tuple(load().shape) for name, load in self.model_tensors.items()},
+            self.global_config,
+            self.encoder,
+            class_token=self.hparams_vision["model_type"] == "clip_vision_model",
+        )
 
     @classmethod
     def filter_tensors(cls, item: Named) -> Named | None:
