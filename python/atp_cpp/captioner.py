@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
@@ -329,7 +329,7 @@ class Captioner:
         )
 
     @contextmanager
-    def open_batch(self, plan: Sequence[CutSpec]) -> Iterator[Any]:
+    def open_batch(self, plan: Sequence[CutSpec]) -> Iterator[Engine]:
         """The engine for one run of :mod:`atp_cpp.batch`, with the plan set; one at a time.
 
         Raises:
@@ -339,7 +339,7 @@ class Captioner:
             raise AtpError(_BUSY)
         try:
             with self._lock:
-                engine: Any = self._opened()
+                engine = self._opened()
                 engine.set_plan(self._cuts(engine, plan))
             yield engine
         finally:

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from atp_cpp._core import Tiles
+from atp_cpp._core import Engine, Sequence, Tiles
 from atp_cpp.batch.embeddings import EmbeddingCache
 from atp_cpp.batch.item import Item
 from atp_cpp.batch.loading import Loaded
@@ -69,7 +69,7 @@ class Encoder:
         encoder_id: what stands there for the vision encoder.
     """
 
-    engine: Any
+    engine: Engine
     render: Callable[[str], str]
     options: Mapping[str, Any] = field(default_factory=dict)
     embeddings: EmbeddingCache | None = None
@@ -96,7 +96,7 @@ class Encoder:
         except AtpError as error:
             return Job(None, self.options, asked, error)
 
-    def _encode(self, seen: _Seen, text: str) -> Any:
+    def _encode(self, seen: _Seen, text: str) -> Sequence:
         picture = seen.loaded.pixels
         assert picture is not None
         embd, kept = seen.embd, None

@@ -20,6 +20,8 @@ from atp_cpp.images import ImageSource, source_name
 if TYPE_CHECKING:
     from atp_cpp.captioner import Captioner
 
+MAX_BATCH = 255  # llama.cpp's limit, less the sequence that holds the shared text
+
 _log = logging.getLogger(__name__)
 
 
@@ -63,6 +65,8 @@ def start_run(
         n_load_threads = min(4, os.cpu_count() or 1)
     _check_numbers(batch_size=(batch_size, 1), n_load_threads=(n_load_threads, 0),
                    kv_budget=(1 if kv_budget is None else kv_budget, 1))  # fmt: skip
+    if batch_size > MAX_BATCH:
+        raise AtpError(f"batch_size must be at most {MAX_BATCH}, got {batch_size}")
     if on_error not in get_args(OnError):
         raise AtpError(f"on_error is record or stop, got {on_error!r}")
     if not prompts:
@@ -71,7 +75,7 @@ def start_run(
         captioner.render(text)
     if _is_one(images):
         raise AtpError("expected several images, got one; put it into a list, or use caption")
-    if batch_size > 1 and not getattr(captioner.info, "can_batch", False):
+    if batch_size > 1 and not captioner.info.can_batch:
         _log.warning("%s: this kind of model makes one caption at a time", captioner.model.name)
         batch_size = 1
     if overlap is None:

@@ -13,10 +13,11 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Sequence
-from typing import Any, Protocol
 
 import psutil
 
+from atp_cpp._core import Engine
+from atp_cpp._core import Sequence as EncodedPrompt
 from atp_cpp.errors import AtpError, StageError
 
 _GAIN = 1.25  # caches are divided anew when that many times the captions would fit
@@ -25,23 +26,6 @@ _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
 
 
 _log = logging.getLogger(__name__)
-
-
-class CacheEngine(Protocol):
-    """The engine's caches."""
-
-    @property
-    def cell_step(self) -> int:
-        """Caches come in multiples of this many cells."""
-
-    def cell_bytes(self) -> Sequence[int]:
-        """Of one cell, in each stage."""
-
-    def expect(self, sequence: Any, n_predict: int) -> Sequence[int]:
-        """Cells that each stage will need for a caption, at most."""
-
-    def reserve(self, n_cells: list[int], n_parallel: int) -> None:
-        """Makes the caches, for all captions together; only while none is under way."""
 
 
 def parse_size(text: str) -> int:
@@ -71,7 +55,7 @@ class Room:
         budget: bytes that all caches may take together.
     """
 
-    def __init__(self, engine: CacheEngine, *, n_parallel: int, budget: int) -> None:
+    def __init__(self, engine: Engine, *, n_parallel: int, budget: int) -> None:
         self._engine, self._n_parallel, self._budget = engine, n_parallel, budget
         self._cells: list[int] = []  # reserved, of each stage; none before the first job
         self._mean: list[float] = []  # cells of a caption
@@ -86,7 +70,7 @@ class Room:
         """Reserved cells of each stage."""
         return list(self._cells)
 
-    def open(self, sequence: Any, n_predict: int) -> None:
+    def open(self, sequence: EncodedPrompt, n_predict: int) -> None:
         """Makes the caches when the first job is known; later calls do nothing.
 
         Raises:

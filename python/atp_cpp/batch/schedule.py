@@ -1,7 +1,7 @@
 """Continuous batching: a caption starts as soon as there is room; all under way decode together.
 
 In: jobs, in order. Out: each job with its result or error, in the order of ending. Knows nothing of
-images, prompts and rows, and of the engine only what :class:`BatchEngine` says.
+images, prompts and rows.
 
 While fewer captions than ``n_parallel`` are under way and the next job fits, it is started (one
 prefill after another); else all of them get one token more. A caption that ends makes room at once.
@@ -13,44 +13,16 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
-from atp_cpp._core import Result
-from atp_cpp.batch.room import CacheEngine, Room
+from atp_cpp._core import Engine, Result, Sequence
+from atp_cpp.batch.room import Room
 from atp_cpp.errors import AtpError, ModelError, StageError
 
 _log = logging.getLogger(__name__)
-
-
-class Started(Protocol):
-    """What ``Engine.start`` answers."""
-
-    @property
-    def slot(self) -> int:
-        """>= 0: under way. -1: it ended with its first token, or there is no room for it."""
-
-    @property
-    def n_cells(self) -> Sequence[int]:
-        """Cells it takes in each stage, or would take."""
-
-    @property
-    def result(self) -> Result | None:
-        """Of a caption that ended with its first token."""
-
-
-class BatchEngine(CacheEngine, Protocol):
-    """The engine as the schedule needs it."""
-
-    start: Callable[..., Started]
-
-    def step(self) -> Sequence[tuple[int, Result]]:
-        """One token for every caption under way -> those that ended."""
-
-    def reset(self) -> None:
-        """Gives up all captions."""
 
 
 @dataclass(eq=False, slots=True)
@@ -64,7 +36,7 @@ class Job:
         error: known bad before it starts; then this is its result.
     """
 
-    sequence: Any
+    sequence: Sequence | None
     options: Mapping[str, Any] = field(default_factory=dict)
     tag: Any = None
     error: AtpError | None = None
@@ -75,7 +47,7 @@ Ended: TypeAlias = "tuple[Job, Result | AtpError]"
 
 def _outcome(result: Result) -> Result | AtpError:
     """An engine's result, or the error that ended this caption alone."""
-    return StageError(getattr(result, "error", "")) if result.finish_reason == "error" else result
+    return StageError(result.error) if result.finish_reason == "error" else result
 
 
 def _always() -> bool:
@@ -91,7 +63,7 @@ class Schedule:
         kv_budget: bytes that all caches may take together.
     """
 
-    def __init__(self, engine: BatchEngine, *, n_parallel: int, kv_budget: int) -> None:
+    def __init__(self, engine: Engine, *, n_parallel: int, kv_budget: int) -> None:
         self._engine = engine
         self._n_parallel = n_parallel
         self._room = Room(engine, n_parallel=n_parallel, budget=kv_budget)
@@ -176,6 +148,7 @@ class Schedule:
         """Its result if it has one already; None: it is under way, or waits for room."""
         if job.error is not None:
             return job.error
+        assert job.sequence is not None
         try:
             self._room.open(job.sequence, job.options["n_predict"])
             started = self._engine.start(job.sequence, **job.options)
