@@ -1,14 +1,18 @@
 """The program: streams, rows, exit codes, and what the user sees when something goes wrong."""
 
 import os
+import re
 import struct
 
 import pytest
 from PIL import Image
 
 import atp_cpp
+from atp_cpp import cli_args
 from atp_cpp.cli import main
+from atp_cpp.errors import StageError
 from atp_cpp.terminal import one_line
+from fake_batch_engine import FakeBatchEngine
 
 pytest_plugins = ("fixtures_python",)
 
@@ -32,12 +36,14 @@ def test_one_image_prints_the_caption_alone(cli, fake_engine, scene):
 
 
 def test_several_images_print_a_line_each(cli, fake_engine, scene, tmp_path):
-    fake_engine(words=(" two", "\nlines "))
+    fake_engine(of=FakeBatchEngine)
     other = tmp_path / "other.png"
     Image.new("RGB", (8, 8)).save(other)
-    ran = cli("caption", scene, other, *FILES)
+    ran = cli("caption", scene, other, *FILES, "-p", "Two\nlines", "-n", 4)
     assert ran.code == 0
-    assert ran.out == f"{scene}: two lines\n{other}: two lines\n"
+    first, second = ran.out.splitlines()
+    assert re.fullmatch(rf"{scene}: 2\d\d\.\d+ USER: <__media__> Two", first)
+    assert second == f"{other}: 0.000 USER: <__media__> Two"
 
 
 def test_arguments_reach_the_engine(cli, fake_engine, scene):
@@ -75,21 +81,21 @@ def test_json_rows_have_the_agreed_fields(cli, fake_engine, scene):
 
 
 def test_a_bad_image_among_several_costs_its_row_only(cli, fake_engine, scene, tmp_path):
-    fake_engine()
+    fake_engine(of=FakeBatchEngine)
     bad = tmp_path / "bad.jpg"
     bad.touch()
     ran = cli("caption", scene, bad, scene, *FILES)
     assert ran.code == 1
-    assert ran.out == f"{scene}: A red circle.\n" * 2
+    assert [line.partition(": ")[0] for line in ran.out.splitlines()] == [str(scene)] * 2
     assert f"atp-cpp: error: {bad}: expected an image" in ran.err
-    assert "1 of 3 images failed" in ran.err
+    assert "1 of 3 captions failed" in ran.err
 
     ran = cli("caption", scene, bad, scene, *FILES, "--json")
     assert ran.code == 1
     assert [row["status"] for row in ran.rows] == ["ok", "error", "ok"]
     assert all(list(row) == FIELDS for row in ran.rows)
     assert "0 bytes" in ran.rows[1]["error"]
-    assert ran.rows[1]["caption"] == ""
+    assert (ran.rows[1]["caption"], ran.rows[1]["finish_reason"]) == ("", "error")
 
 
 def test_a_single_bad_image_is_one_line_and_no_model_is_loaded(cli, fake_engine, tmp_path):
@@ -101,7 +107,13 @@ def test_a_single_bad_image_is_one_line_and_no_model_is_loaded(cli, fake_engine,
 
 
 def test_an_engine_failure_on_one_image_names_it(cli, fake_engine, scene):
-    fake_engine(fail_calls=(0,))
+    def start(self, sequence, **draw):
+        self.n_started = getattr(self, "n_started", 0) + 1
+        if self.n_started == 1:
+            raise StageError("the context is too small for the prompt; raise -c")
+        return FakeBatchEngine.start(self, sequence, **draw)
+
+    fake_engine(of=FakeBatchEngine, start=start)
     ran = cli("caption", scene, scene, *FILES, "--json")
     assert ran.code == 1
     assert [row["status"] for row in ran.rows] == ["error", "ok"]
@@ -115,7 +127,14 @@ def test_an_engine_failure_on_one_image_names_it(cli, fake_engine, scene):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "IMAGE"),
+        ([], "expected an image, a folder"),
+        (["x.png", "--parquet", "x.parquet"], "--parquet needs the rows of --out"),
+        (["x.png", "--retry-failed"], "--retry-failed needs the rows of --out"),
+        (["x.png", "--shard", "3/2"], "expected a part from 1 to 2"),
+        (["x.png", "--kv-budget", "much"], "expected a size in bytes"),
+        (["x.png", "-np", "0"], "expected at least 1, got 0"),
+        (["x.png", "--prompt-file", "/nowhere/p.txt"], "/nowhere/p.txt: No such file"),
+        (["x.png", "-p", "Why?", "-p", "Why?"], "'Why?' is given twice"),
         (["x.png", "--frobnicate"], "--frobnicate"),
         (["x.png", "-n", "0"], "expected at least 1, got 0"),
         (["x.png", "-n", "many"], "expected a whole number, got 'many'"),
@@ -146,6 +165,27 @@ def test_model_errors(cli, fake_engine, scene):
     assert "this model has 8 layers" in ran.err
 
 
+def test_hf_brings_model_projector_and_sidecar(cli, fake_engine, scene, monkeypatch):
+    asked = []
+
+    def hub_model(name):
+        asked.append(name)
+        return "hub/m.gguf", "hub/mmproj.gguf", "hub/atp.gguf"
+
+    monkeypatch.setattr(cli_args, "hub_model", hub_model)
+    engine = fake_engine()
+    ran = cli("caption", scene, "-hf", "somebody/llava:q8_0", "--budget", "0.5")
+    assert ran.code == 0
+    (made,) = engine.made
+    assert asked == ["somebody/llava:q8_0"]
+    assert (made.model, made.mmproj, made.atp) == ("hub/m.gguf", "hub/mmproj.gguf", "hub/atp.gguf")
+    ran = cli("caption", scene, "-hf", "somebody/llava", "--mmproj", "p.gguf", "--json")
+    assert (ran.rows[0]["model"], ran.rows[0]["mmproj"]) == ("hub/m.gguf", "p.gguf")
+    ran = cli("caption", scene, "-hf", "somebody/llava", "-m", "m.gguf")
+    assert ran.code == 2
+    assert "-m and -hf both name a model" in ran.err
+
+
 def test_an_unforeseen_failure_is_one_line_without_verbose(cli, fake_engine, scene, monkeypatch):
     engine = fake_engine()
 
@@ -165,18 +205,25 @@ def test_verbose_shows_the_traceback(fake_engine, tmp_path, capsys):
 
 
 def test_interrupt_prints_what_was_done(cli, fake_engine, scene):
-    fake_engine(interrupt_at=(1, 2))
-    ran = cli("caption", scene, scene, scene, *FILES)
+    def step(self):
+        if self.steps == 15:
+            raise KeyboardInterrupt
+        return FakeBatchEngine.step(self)
+
+    engine = fake_engine(of=FakeBatchEngine, step=step)
+    ran = cli("caption", scene, scene, scene, *FILES, "-np", 1)
     assert ran.code == 130
-    assert ran.out == f"{scene}: A red circle.\n{scene}: A red\n"
-    assert "interrupted; 1 of 3 captions are complete" in ran.err
+    assert len(ran.out.splitlines()) == 2
+    assert "interrupted; 2 captions complete" in ran.err
+    assert engine.made[0].closed
+    assert engine.made[0].n_live == 0
 
     fake_engine(interrupt_at=(0, 1))
     ran = cli("caption", scene, *FILES)
     assert (ran.code, ran.out) == (130, "A\n")
 
     engine = fake_engine(interrupt_at=(0, 2))
-    ran = cli("caption", scene, scene, *FILES, "--json")
+    ran = cli("caption", scene, *FILES, "--json")
     assert ran.code == 130
     (row,) = ran.rows
     assert (row["status"], row["error"]) == ("error", "interrupted")
@@ -191,7 +238,7 @@ def test_interrupt_before_any_word(cli, fake_engine, scene):
 
 
 def test_notes_are_said_once_on_stderr(cli, fake_engine, tmp_path):
-    fake_engine(info={"chat_template": ""})
+    fake_engine(of=FakeBatchEngine, info={"chat_template": ""})
     images = []
     for name in ("a.png", "b.png"):
         images.append(tmp_path / name)
@@ -203,7 +250,7 @@ def test_notes_are_said_once_on_stderr(cli, fake_engine, tmp_path):
 
 
 def test_names_of_any_bytes(cli, fake_engine, tmp_path):
-    fake_engine()
+    fake_engine(of=FakeBatchEngine)
     names = ["new\nline.png", "tab\t.png", "汉字.png"]
     if os.name == "posix":
         names.append(os.fsdecode(b"latin\xe9.png"))

@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from atp_cpp import _core, cmd_caption, cmd_convert, cmd_eval, cmd_explain, cmd_inspect, cmd_train
+from atp_cpp.cli_args import fetch_model
 from atp_cpp.errors import AtpError
 from atp_cpp.terminal import (
     EXIT_ERROR,
@@ -62,6 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _core.set_verbose(args.verbose)
     try:
         with notes_on_stderr(output):
+            fetch_model(args)
             code: int = args.run(args, output)
         output.flush()
         return code

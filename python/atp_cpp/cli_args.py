@@ -15,7 +15,8 @@ from atp_cpp.config import (
     parse_plan,
     uses_atp,
 )
-from atp_cpp.errors import PlanError
+from atp_cpp.errors import ModelError, PlanError
+from atp_cpp.hub_files import hub_model
 from atp_cpp.model_files import DEMO_MODEL, atp_file, model_files
 from atp_cpp.prompts import DEFAULT_PROMPT
 from atp_cpp.terminal import Output
@@ -24,10 +25,16 @@ _SAMPLING = SamplingConfig()  # its defaults
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """-m, --mmproj, --atp, -c, -t, -ngl and --verbose."""
+    """-m, -hf, --mmproj, --atp, -c, -t, -ngl and --verbose."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "-m", "--model", metavar="GGUF", help="text model (default: the built-in demo model)"
+    )
+    group.add_argument(
+        "-hf",
+        "--hf-repo",
+        metavar="USER/REPO[:QUANT]",
+        help='model, projector and sidecar from the hub (pip install "atp_cpp[hub]")',
     )
     group.add_argument("--mmproj", metavar="GGUF", help="its vision projector")
     group.add_argument(
@@ -103,6 +110,11 @@ def add_policy_arguments(parser: argparse.ArgumentParser) -> None:
 def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
     """-p, -n, --temp and --seed."""
     add_prompt(parser)
+    add_draw(parser)
+
+
+def add_draw(parser: argparse._ActionsContainer) -> None:
+    """-n, --temp and --seed."""
     add_predict(parser, _SAMPLING.n_predict)
     parser.add_argument(
         "--temp",
@@ -123,7 +135,7 @@ def add_prompt(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_predict(parser: argparse.ArgumentParser, default: int) -> None:
+def add_predict(parser: argparse._ActionsContainer, default: int) -> None:
     """-n."""
     parser.add_argument(
         "-n",
@@ -135,7 +147,7 @@ def add_predict(parser: argparse.ArgumentParser, default: int) -> None:
     )
 
 
-def sampling_from(args: argparse.Namespace) -> SamplingConfig:
+def draw_from(args: argparse.Namespace) -> SamplingConfig:
     """-n, --temp and --seed as a SamplingConfig; AtpError if they cannot be."""
     return SamplingConfig(n_predict=args.predict, temp=args.temp, seed=args.seed)
 
@@ -157,6 +169,22 @@ def policy_from(args: argparse.Namespace) -> PolicyLike:
         option = "--policy atp" if args.policy else "--budget"
         raise PlanError(f"{option} needs the model's ATP sidecar; give it with --atp FILE")
     return None if args.policy is None and budget is None else plan
+
+
+def fetch_model(args: argparse.Namespace) -> None:
+    """Puts the files that -hf names in the place of -m, --mmproj and --atp; without -hf, nothing.
+
+    Raises:
+        ModelError: -m beside it, or files that cannot be found or fetched.
+    """
+    if getattr(args, "hf_repo", None) is None:
+        return
+    if args.model is not None:
+        raise ModelError("-m and -hf both name a model; give one of them")
+    model, mmproj, atp = hub_model(args.hf_repo)
+    args.model = str(model)
+    args.mmproj = args.mmproj or str(mmproj)
+    args.atp = args.atp or (None if atp is None else str(atp))
 
 
 def open_captioner(args: argparse.Namespace, output: Output, policy: PolicyLike) -> Captioner:

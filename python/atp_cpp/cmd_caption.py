@@ -1,34 +1,46 @@
-"""``atp-cpp caption IMAGE…``: one caption an image."""
+"""``atp-cpp caption``: one image as it is told, or as many as there are, into files."""
 
 from __future__ import annotations
 
 import argparse
+import glob
+import os
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
+from atp_cpp.batch.embeddings import EmbeddingCache
+from atp_cpp.batch.inputs import count_of, items_of
+from atp_cpp.batch.parquet import check_pyarrow, jsonl_to_parquet
+from atp_cpp.batch.rows_file import RowsFile
+from atp_cpp.batch.sink import Sink
+from atp_cpp.batch.text_files import TextFiles
 from atp_cpp.caption import Caption
+from atp_cpp.caption_run import Printer, run_captions
 from atp_cpp.captioner import Captioner
 from atp_cpp.cli_args import (
     add_model_arguments,
     add_policy_arguments,
-    add_prompt_arguments,
+    draw_from,
     open_captioner,
     policy_from,
-    sampling_from,
 )
-from atp_cpp.config import SamplingConfig
+from atp_cpp.cli_run_args import (
+    add_inputs,
+    add_outputs,
+    add_questions,
+    add_speed,
+    prompts_from,
+)
+from atp_cpp.config import PolicyLike, SamplingConfig
 from atp_cpp.errors import AtpError
 from atp_cpp.images import Pixels, load_image
 from atp_cpp.rows import failed_row, good_row
-from atp_cpp.terminal import (
-    EXIT_INTERRUPTED,
-    EXIT_OK,
-    EXIT_SOME_FAILED,
-    Output,
-    is_terminal,
-    one_line,
-)
+from atp_cpp.terminal import EXIT_INTERRUPTED, EXIT_OK, Output, is_terminal
+
+_TAR = (".tar", ".tar.gz", ".tgz")
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -36,77 +48,150 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser = commands.add_parser(
         "caption", help="caption images, or answer a question about each", allow_abbrev=False
     )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="image files, one caption each")
-    add_prompt_arguments(parser)
+    add_inputs(parser)
+    add_questions(parser)
+    add_outputs(parser)
+    add_speed(parser)
     add_policy_arguments(parser)
     add_model_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="one JSON row per image")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
     """Captions all images; a bad one among several costs its own row only."""
-    plan = policy_from(args)
-    sampling = sampling_from(args)
-    first = (
-        _open(args.images[0]) if len(args.images) == 1 else None
-    )  # fails before a model is loaded
-    with open_captioner(args, output, plan) as captioner:
-        job = _Job(captioner, args.prompt, sampling, output, args.json, len(args.images))
-        if first is not None:
-            return job.run_single(args.images[0], *first)
-        return job.run_all(args.images)
+    plan, sampling, prompts = policy_from(args), draw_from(args), prompts_from(args)
+    _check(args)
+    if _is_single(args, prompts):
+        return _run_single(args, output, plan, sampling, prompts[0])
+    return _run_many(args, output, plan, sampling, prompts)
 
 
-def _open(image: str) -> tuple[Pixels, float]:
-    """(pixels, ms)."""
+def _check(args: argparse.Namespace) -> None:
+    """Raises AtpError for arguments that do not go together."""
+    if not (args.images or args.filelist or args.jsonl):
+        raise AtpError("expected an image, a folder, a pattern or a tar; or --filelist or --jsonl")
+    for name in ("parquet", "retry_failed"):
+        if getattr(args, name) and not args.out:
+            raise AtpError(f"--{name.replace('_', '-')} needs the rows of --out F.jsonl")
+    if args.parquet:
+        check_pyarrow()
+
+
+def _is_single(args: argparse.Namespace, prompts: tuple[str, ...]) -> bool:
+    """Whether one image file and one question are all there is."""
+    several = args.filelist or args.jsonl or args.out or args.txt or len(prompts) > 1
+    if several or len(args.images) != 1:
+        return False
+    name = args.images[0]
+    if os.path.isdir(name) or name.lower().endswith(_TAR):
+        return False
+    return os.path.lexists(name) or not glob.has_magic(name)
+
+
+def _run_single(
+    args: argparse.Namespace,
+    output: Output,
+    plan: PolicyLike,
+    sampling: SamplingConfig,
+    prompt: str,
+) -> int:
     started = time.perf_counter()
-    pixels = load_image(image)
-    return pixels, 1000 * (time.perf_counter() - started)
+    pixels = load_image(args.images[0])  # fails before a model is loaded
+    t_load = 1000 * (time.perf_counter() - started)
+    with open_captioner(args, output, plan) as captioner:
+        job = _Single(captioner, args.images[0], prompt, sampling, output, args.json)
+        return job.run(pixels, t_load)
+
+
+def _run_many(
+    args: argparse.Namespace,
+    output: Output,
+    plan: PolicyLike,
+    sampling: SamplingConfig,
+    prompts: tuple[str, ...],
+) -> int:
+    named = {
+        "recursive": args.recursive,
+        "filelist": args.filelist,
+        "jsonl": args.jsonl,
+        "shard": args.shard,
+    }
+    items = items_of(args.images, prompts=prompts, **named)  # says what is wrong with the names
+    with ExitStack() as stack:
+        rows, texts, embeddings = None, None, None
+        if args.out:
+            rows = stack.enter_context(
+                RowsFile(args.out, retry_failed=args.retry_failed, resume=args.resume)
+            )
+        if args.txt:
+            texts = TextFiles(args.existing)
+        captioner = stack.enter_context(open_captioner(args, output, plan))
+        if args.embedding_cache:
+            embeddings = EmbeddingCache(args.embedding_cache, args.embedding_cache_size)
+        sink = None
+        if rows is not None or texts is not None:
+            sink = Sink(
+                rows=rows, texts=texts, config_hash=captioner.config_hash(sampling=sampling)
+            )
+        code = run_captions(
+            partial(
+                captioner.caption_many,
+                sampling=sampling,
+                batch_size=args.parallel,
+                ordered=sink is None,
+                kv_budget=args.kv_budget,
+                embeddings=embeddings,
+                n_load_threads=args.load_threads,
+                on_error=args.on_error,
+            ),
+            items,
+            sink,
+            Printer(output, json=args.json, text=sink is None),
+            total=count_of(args.images, **named) if is_terminal(sys.stderr) else None,
+            how_to_resume=_how_to_resume(args),
+        )
+    if args.parquet:
+        n_rows = jsonl_to_parquet(args.out, args.parquet)
+        output.note(f"{args.parquet}: {n_rows:,} rows")
+    return code
+
+
+def _how_to_resume(args: argparse.Namespace) -> str:
+    if args.out:
+        return f"interrupted; rows so far are in {args.out}: the same command again goes on there"
+    if args.txt and args.existing == "skip":
+        return "interrupted; the same command again goes on with the images that have no text yet"
+    return "with --out F.jsonl the same command again would go on from there"
 
 
 @dataclass
-class _Job:
-    """The run over the images of one command."""
+class _Single:
+    """One image, its caption shown as it is told."""
 
     captioner: Captioner
+    image: str
     prompt: str
     sampling: SamplingConfig
     output: Output
     json: bool
-    n_images: int
-    pieces: list[str] = field(default_factory=list)  # of the caption under way
+    pieces: list[str] = field(default_factory=list)
 
-    def run_single(self, image: str, pixels: Pixels, t_load: float) -> int:
+    def run(self, pixels: Pixels, t_load: float) -> int:
         streamed = not self.json and is_terminal(sys.stdout)
         try:
             caption = self._caption(pixels, t_load, streamed)
         except KeyboardInterrupt:
-            return self._interrupted(image, n_done=0, streamed=streamed)
+            return self._interrupted(streamed)
         if streamed:
             self.output.piece("\n")
+        elif self.json:
+            row = good_row(self.image, self.prompt, caption, self.captioner, self.sampling.seed)
+            self.output.row(row.as_dict())
         else:
-            self._print(image, caption)
+            self.output.result(caption.text)
         if not self.json:
             self.output.note(cost_line(caption))
         return EXIT_OK
-
-    def run_all(self, images: list[str]) -> int:
-        n_done = n_failed = 0
-        with self.output.progress(images, len(images)) as items:
-            for image in items:
-                self.pieces.clear()
-                try:
-                    self._print(image, self._caption(*_open(image), streamed=False))
-                    n_done += 1
-                except AtpError as error:
-                    n_failed += 1
-                    self._print_failed(image, str(error))
-                except KeyboardInterrupt:
-                    return self._interrupted(image, n_done=n_done, streamed=False)
-        if n_failed:
-            self.output.note(f"{n_failed} of {len(images)} images failed")
-        return EXIT_SOME_FAILED if n_failed else EXIT_OK
 
     def _caption(self, pixels: Pixels, t_load: float, streamed: bool) -> Caption:
         def on_token(piece: str) -> bool:
@@ -124,38 +209,23 @@ class _Job:
             t_load=t_load,
         )
 
-    def _print(self, image: str, caption: Caption) -> None:
-        if self.json:
-            row = good_row(image, self.prompt, caption, self.captioner, self.sampling.seed)
-            self.output.row(row.as_dict())
-        else:
-            self._print_text(image, caption.text)
-
-    def _print_text(self, image: str, text: str) -> None:
-        if self.n_images == 1:
-            self.output.result(text)
-        else:
-            self.output.result(f"{one_line(image)}: {' '.join(text.split())}")
-
-    def _print_failed(self, image: str, error: str) -> None:
-        if self.json:
-            self._print_failed_row(image, error)
-        self.output.error(error if image in error else f"{image}: {error}")
-
-    def _print_failed_row(self, image: str, error: str, partial: str = "") -> None:
-        seed = self.sampling.seed
-        row = failed_row(image, self.prompt, error, self.captioner, seed, partial=partial)
-        self.output.row(row.as_dict())
-
-    def _interrupted(self, image: str, *, n_done: int, streamed: bool) -> int:
-        partial = "".join(self.pieces).strip()
+    def _interrupted(self, streamed: bool) -> int:
+        partial_text = "".join(self.pieces).strip()
         if streamed:
             self.output.piece("\n")
         elif self.json:
-            self._print_failed_row(image, "interrupted", partial)
-        elif partial:
-            self._print_text(image, partial)
-        self.output.note(f"interrupted; {n_done} of {self.n_images} captions are complete")
+            row = failed_row(
+                self.image,
+                self.prompt,
+                "interrupted",
+                self.captioner,
+                self.sampling.seed,
+                partial=partial_text,
+            )
+            self.output.row(row.as_dict())
+        elif partial_text:
+            self.output.result(partial_text)
+        self.output.note("interrupted; the caption is not complete")
         return EXIT_INTERRUPTED
 
 

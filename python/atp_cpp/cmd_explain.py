@@ -13,9 +13,9 @@ from atp_cpp.cli_args import (
     add_model_arguments,
     add_policy_arguments,
     add_prompt_arguments,
+    draw_from,
     open_captioner,
     policy_from,
-    sampling_from,
 )
 from atp_cpp.cmd_caption import cost_line
 from atp_cpp.errors import AtpError, PlanError
@@ -40,7 +40,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def run(args: argparse.Namespace, output: Output) -> int:
     """Captions the image, draws what was kept, and prints the caption."""
     plan = policy_from(args)
-    sampling = sampling_from(args)
+    sampling = draw_from(args)
     out = Path(args.out)
     check_out(out)
     pixels = load_image(args.image)

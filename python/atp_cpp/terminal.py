@@ -28,6 +28,26 @@ class OutputError(Exception):
     """Results cannot be written (a full disk, say); a closed pipe is BrokenPipeError."""
 
 
+class Bar:
+    """How far a long run is: items done, those there before, rate, time left, and a few words."""
+
+    def __init__(self, bar: tqdm[Any]) -> None:
+        self._bar = bar
+
+    def advance(self, words: str = "") -> None:
+        """One more is done."""
+        if words:
+            self._bar.set_postfix_str(words, refresh=False)
+        self._bar.update()
+
+    def pass_over(self) -> None:
+        """One more was done before: it counts, but not for the rate."""
+        if self._bar.disable:
+            return
+        self._bar.initial += 1
+        self._bar.n += 1
+
+
 class Output:
     """Results on stdout, each flushed; notes and errors on stderr, each one line.
 
@@ -86,6 +106,21 @@ class Output:
         bar = tqdm(items, total=total, file=sys.stderr, unit=unit, dynamic_ncols=True)
         try:
             yield bar
+        finally:
+            bar.close()
+            self._bar_shown = False
+
+    @contextmanager
+    def bar(self, total: int | None, *, unit: str = "image") -> Iterator[Bar]:
+        """A bar for work that tells by itself how far it is; seen on a terminal only."""
+        shown = is_terminal(sys.stderr)
+        self._bar_shown = shown
+        bar = tqdm(
+            total=total, file=sys.stderr, unit=unit, dynamic_ncols=True, smoothing=0.1,
+            disable=not shown,
+        )  # fmt: skip
+        try:
+            yield Bar(bar)
         finally:
             bar.close()
             self._bar_shown = False
