@@ -3,6 +3,8 @@
 import os
 import struct
 import sys
+import threading
+import warnings
 import zlib
 from pathlib import Path
 
@@ -10,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atp_cpp import images
+from atp_cpp.errors import ImageError
 from atp_cpp.images import load_image, source_name
 from image_files import message_of, png, saved
 
@@ -238,3 +242,36 @@ def test_names_in_rows(scene):
     assert source_name(b"x") == "<bytes>"
     assert source_name(np.zeros((2, 2, 3), np.uint8)) == "<array>"
     assert source_name(Image.new("RGB", (2, 2))) == "<Pillow image>"
+
+
+def test_a_name_for_messages(scene):
+    with pytest.raises(ImageError, match=r"s\.tar/a\.jpg: expected an image"):
+        load_image(b"text", name="s.tar/a.jpg")
+    with pytest.raises(ImageError, match="frame 3: expected uint8"):
+        load_image(np.zeros(3, np.uint8), name="frame 3")
+    assert load_image(scene, name="other").shape == (40, 60, 3)
+
+
+def test_pillow_stays_quiet_in_one_thread_while_another_leaves(scene, monkeypatch):
+    """The list of filters is one for all threads; see images._PillowQuiet."""
+    first_inside, second_inside = threading.Event(), threading.Event()
+    first = threading.Thread(target=load_image, args=(scene,))
+
+    def turned(image):
+        if threading.current_thread() is first:
+            first_inside.set()
+            assert second_inside.wait(60)
+        else:
+            second_inside.set()
+            first.join()
+            warnings.warn_explicit("odd", UserWarning, "x.py", 1, module="PIL.Image")
+        return image
+
+    monkeypatch.setattr(images, "_turned", turned)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        before = list(warnings.filters)
+        first.start()
+        assert first_inside.wait(60)
+        assert load_image(scene).shape == (40, 60, 3)
+        assert warnings.filters == before

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from PIL import Image
 
+from atp_cpp.batch.heap import give_back
 from atp_cpp.batch.item import Item, Source
 from atp_cpp.batch.memory import Memory, Stopped
 from atp_cpp.errors import AtpError, ImageError
@@ -25,6 +26,7 @@ T = TypeVar("T")
 
 MAX_FILE_BYTES = 1 << 30  # 89 megapixels of 64 bits, the largest image that is opened, are 716 MB
 DECODING = 20  # bytes per pixel at the height of it; measured 10 (RGB) to 20 (RGBA, laid on white)
+_LARGE = 128 << 20  # bytes while decoding; what is left of them is given back to the system
 _MAX_ERROR = 1000  # characters
 
 
@@ -101,11 +103,17 @@ class Opener(Generic[T]):
             waited.append(self._memory.take(index, size_of(source)))
             data = bytes_of(source, name)
             loaded.sha256 = _sha256(data)
-            with opened_image(data, name) as image:
-                need = len(data) + DECODING * image.width * image.height
-                waited.append(self._memory.take(index, need))
-                loaded.pixels = self._prepare(load_image(image, name=name))
+            loaded.pixels, n_bytes = self._decoded(data, name, index, waited)
+            if n_bytes > _LARGE:
+                give_back()
         self._memory.book(index, _held_by(loaded.pixels))
+
+    def _decoded(self, data: bytes, name: str, index: int, waited: list[float]) -> tuple[T, int]:
+        """What is made of an image, and how many bytes that took at most."""
+        with opened_image(data, name) as image:
+            n_bytes = len(data) + DECODING * image.width * image.height
+            waited.append(self._memory.take(index, n_bytes))
+            return self._prepare(load_image(image, name=name)), n_bytes
 
 
 def own_pixels(item: Item) -> Source:
