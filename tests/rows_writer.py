@@ -63,6 +63,7 @@ def chaos(folder, n, n_kills):
     """Kills, resumes, and prints how often a process died, and how often it left a torn line."""
     random.seed(1)
     n_killed = n_torn = 0
+    n_rows = []  # after each kill
     rows_path = folder / "rows.jsonl"
     for _ in range(n_kills):
         child = os.fork()
@@ -74,9 +75,11 @@ def chaos(folder, n, n_kills):
         time.sleep(random.uniform(0, 0.06))
         os.kill(child, signal.SIGKILL)
         n_killed += os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-        n_torn += rows_path.exists() and not (rows_path.read_bytes() or b"\n").endswith(b"\n")
+        data = rows_path.read_bytes() if rows_path.exists() else b""
+        n_torn += not (data or b"\n").endswith(b"\n")
+        n_rows.append(data.count(b"\n"))
     run(rows_path, folder, n, existing="append")
-    print(json.dumps({"n_killed": n_killed, "n_torn": n_torn}))
+    print(json.dumps({"n_killed": n_killed, "n_torn": n_torn, "n_rows": n_rows}))
 
 
 def program(*args, prefix=(), limit=None):

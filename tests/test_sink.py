@@ -2,6 +2,8 @@
 
 import logging
 import os
+import queue
+import threading
 from dataclasses import replace
 
 import pytest
@@ -252,6 +254,29 @@ def test_a_full_disk_ends_the_run(images, tmp_path, monkeypatch):
     (item,) = sink.pending(images(1, ("What?",)))
     with pytest.raises(WriteError):
         sink.put(made_row(item.custom_id))
+
+
+def test_items_may_be_drawn_in_another_thread(path, images, tmp_path):
+    """As when images are encoded ahead: listing and writing go on at the same time."""
+    items, todo = images(40), queue.Queue(maxsize=4)
+    with RowsFile(path) as rows:
+        sink = Sink(rows=rows, texts=TextFiles(), config_hash=CONFIG)
+
+        def draw():
+            for item in sink.pending([*items, *items]):
+                todo.put(item)
+            todo.put(None)
+
+        thread = threading.Thread(target=draw)
+        thread.start()
+        while (item := todo.get()) is not None:
+            for row in answers([item]):
+                sink.put(row)
+        thread.join()
+        assert sink.close() == []
+    assert (rows.n_written, sink.n_repeated) == (80, 40)
+    assert list(read_rows(path)) == answers(items)
+    assert len(texts_in(tmp_path)) == 40
 
 
 # ---- texts alone, or nothing

@@ -30,7 +30,10 @@ class _Open:
 
 
 class Sink:
-    """Takes in the rows of a run. For one thread at a time.
+    """Takes in the rows of a run.
+
+    `pending` may be drawn in another thread than the one that calls `put` and `close`; a RowsFile
+    and TextFiles that are handed in belong to the sink until then.
 
     Args:
         rows: the file of rows, entered, if rows are kept.
