@@ -99,13 +99,15 @@ class FakeCaches:
         own = [sum(c.needs[s] for c in self.live.values()) for s in range(len(self.sizes))]
         return [n + self.n_shared * self.shared for n in own]
 
+    def free_cells(self):
+        return [a - b for a, b in zip(self.reserved, self.used(), strict=True)]
+
     def wants(self, sequence):
         """Cells that a start would take now; those of the text, if it is the first."""
         return [n + self.n_shared * (not self.shared) for n in sequence.needs]
 
     def fits(self, sequence):
-        free = [a - b for a, b in zip(self.reserved, self.used(), strict=True)]
-        return all(a <= b for a, b in zip(self.wants(sequence), free, strict=True))
+        return all(a <= b for a, b in zip(self.wants(sequence), self.free_cells(), strict=True))
 
     def start(self, sequence, *, n_predict=128, **draw):
         unknown = draw.keys() - {"temp", "top_k", "top_p", "min_p", "seed", "stop", "grammar",
@@ -118,6 +120,7 @@ class FakeCaches:
             raise sequence.fail["start"]
         wants = self.wants(sequence)
         if len(self.live) == self.n_parallel or not self.fits(sequence):
+            self.log.append(("refuse", sequence.name))
             return FakeStarted(-1, self._seen_by(wants, sequence))
         self.log.append(("start", sequence.name))
         words = sequence.words[:n_predict]
@@ -131,7 +134,7 @@ class FakeCaches:
 
     def _seen_by(self, wants, sequence):
         """Of a caption that does not fit: exact up to the stage where that was seen."""
-        free = [a - b for a, b in zip(self.reserved, self.used(), strict=True)]
+        free = self.free_cells()
         tight = next((s for s, n in enumerate(wants) if n > free[s]), len(wants))
         extra = self.n_shared * (not self.shared)
         bound = [n + extra for n in sequence.bound or sequence.needs]

@@ -43,6 +43,10 @@ def starts(engine):
 # ---- laws
 
 
+class LawBroken(BaseException):
+    """No error of a caption, which the schedule would take for its result."""
+
+
 class Trace:
     """A random engine, random jobs, and what must hold whenever a step is taken."""
 
@@ -54,7 +58,7 @@ class Trace:
         self.engine = Engine(
             sizes=self.sizes, cell_step=rng.choice((1, 4, 16)), n_shared=rng.choice((0, 3))
         )
-        self.engine.on_step = self.look
+        self.engine.on_step = self.watch
         self.jobs = [self.job(i) for i in range(rng.randint(0, 40))]
         self.kv_budget = self.budget()
         self.at = 0  # jobs that were drawn
@@ -105,6 +109,12 @@ class Trace:
     def ready(self):
         self.was_ready = self.rng.random() < 0.8
         return self.was_ready
+
+    def watch(self):
+        try:
+            self.look()
+        except AssertionError as error:
+            raise LawBroken(str(error)) from error
 
     def look(self):
         """Before a step: nothing above the limits, no place idle that the next job could take."""
@@ -190,6 +200,24 @@ def test_a_job_that_does_not_fit_waits_and_holds_back_smaller_ones():
     outcomes = run(engine, jobs, kv_budget=44 * 8)
     assert starts(engine) == ["a", "big", "small"]
     assert [j.tag for j, _ in outcomes] == ["a", "big", "small"]
+
+
+def test_a_job_that_waits_is_tried_again_only_when_it_may_fit():
+    """Each try costs the stages before the one without room."""
+    engine = Engine(sizes=(8, 1), n_shared=0)
+    small = [job(i, 4, 1, n_words=2 + i) for i in range(4)]
+    outcomes = run(engine, [*small, job("big", 12, 1, n_words=2)], n_parallel=5)
+    assert len(outcomes) == 5
+    assert [what for kind, what in engine.log if kind == "refuse"] == ["big"]
+    at = engine.log.index(("start", "big"))
+    assert engine.log[at - 1] == ("step", 3)  # where the second of the small ones ended
+
+
+def test_short_memory_is_the_error_of_one():
+    jobs = [job("a"), job("b", fail={"start": MemoryError("std::bad_alloc")}), job("c")]
+    texts = said(run(Engine(), jobs))
+    assert texts["b"] == "MemoryError in the engine: std::bad_alloc"
+    assert texts["c"] == " c0 c1 c2"
 
 
 def test_a_caption_that_ends_with_its_first_token():

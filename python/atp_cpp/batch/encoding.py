@@ -20,8 +20,8 @@ from atp_cpp._core import Engine, Sequence, Tiles
 from atp_cpp.batch.embeddings import EmbeddingCache
 from atp_cpp.batch.item import Item
 from atp_cpp.batch.loading import Loaded
-from atp_cpp.batch.schedule import Job
-from atp_cpp.errors import AtpError, ImageError
+from atp_cpp.batch.schedule import Job, as_ours
+from atp_cpp.errors import ImageError
 from atp_cpp.images import Pixels
 
 T = TypeVar("T")
@@ -87,14 +87,14 @@ class Encoder:
                 number += 1
 
     def _job(self, seen: _Seen, asked: Asked) -> Job:
-        """Never raises for data: what is wrong is in the job."""
+        """Never raises: what is wrong is in the job."""
         try:
             if seen.loaded.error:
                 raise ImageError(seen.loaded.error)
             text = self.render(asked.prompt)
             return Job(self._encode(seen, text), self.options, asked)
-        except AtpError as error:
-            return Job(None, self.options, asked, error)
+        except Exception as error:
+            return Job(None, self.options, asked, as_ours(error))
 
     def _encode(self, seen: _Seen, text: str) -> Sequence:
         picture = seen.loaded.pixels

@@ -60,6 +60,7 @@ class Room:
         self._cells: list[int] = []  # reserved, of each stage; none before the first job
         self._mean: list[float] = []  # cells of a caption
         self._largest: list[int] = []
+        self._lacks: tuple[int, int] | None = None  # stage and cells that a caption waits for
         self._used = False  # a caption was started in these caches
         self._n_seen = 0
         self._look_at = max(8, n_parallel)  # captions seen when the next look is taken
@@ -98,6 +99,16 @@ class Room:
             self._look_at *= 2
             best = self._for_captions(self._mean, self._largest)
             self.better = best != [] and self._holds(best) >= _GAIN * self._holds(self._cells)
+
+    def refuse(self, n_cells: Sequence[int]) -> None:
+        """Takes in what a caption needs that found no room, exact up to the stage without it."""
+        free = self._engine.free_cells()
+        lacks = [(s, n) for s, n in enumerate(n_cells) if n > free[s]]
+        self._lacks = lacks[0] if lacks else None
+
+    def may_fit(self) -> bool:
+        """Whether another try of that caption can succeed; it costs the stages that have room."""
+        return self._lacks is None or self._engine.free_cells()[self._lacks[0]] >= self._lacks[1]
 
     def divide(self) -> None:
         """Makes the caches anew, by what was learnt; nothing may be under way."""

@@ -50,6 +50,14 @@ def _outcome(result: Result) -> Result | AtpError:
     return StageError(result.error) if result.finish_reason == "error" else result
 
 
+def as_ours(error: Exception) -> AtpError:
+    """What a caption failed of; short memory, say, is no AtpError."""
+    if isinstance(error, AtpError):
+        return error
+    _log.debug("in the engine", exc_info=error)
+    return StageError(f"{type(error).__name__} in the engine: {error}")
+
+
 def _always() -> bool:
     return True
 
@@ -69,7 +77,7 @@ class Schedule:
         self._room = Room(engine, n_parallel=n_parallel, budget=kv_budget)
         self._live: dict[int, Job] = {}  # slot -> job
         self._waiting: Job | None = None  # the next job, when it did not fit
-        self._full = False  # it did not, and nothing has ended since
+        self._full = False  # it did not, and cannot yet
         self._again: deque[Job] = deque()  # lost in a step that failed; each is run alone
         self._alone = False  # the one under way is such a job
         self._stopped = False
@@ -134,7 +142,7 @@ class Schedule:
         if self._stopped:
             return None
         if self._waiting is not None:
-            job, self._waiting = self._waiting, None
+            job, self._waiting, self._full = self._waiting, None, False
             return job
         if self._broken is not None or (self._live and not ready()):
             return None
@@ -155,11 +163,12 @@ class Schedule:
             while started.slot < 0 and started.result is None:
                 if self._live:
                     self._waiting, self._full = job, True
+                    self._room.refuse(started.n_cells)
                     return None
                 self._room.grow(started.n_cells)
                 started = self._engine.start(job.sequence, **job.options)
-        except AtpError as error:
-            return error
+        except Exception as error:
+            return as_ours(error)
         self._room.learn(started.n_cells)
         if started.result is not None:
             return _outcome(started.result)
@@ -169,11 +178,11 @@ class Schedule:
     def _step(self) -> Iterator[Ended]:
         try:
             ended = self._engine.step()
-        except AtpError as error:
-            yield from self._failed(error)
+        except Exception as error:
+            yield from self._failed(as_ours(error))
             return
-        if ended:
-            self._full = False
+        if ended and self._full:
+            self._full = not self._room.may_fit()
         for slot, result in ended:
             yield self._live.pop(slot), _outcome(result)
 
