@@ -50,13 +50,15 @@ def test_arguments_reach_the_engine(cli, fake_engine, scene):
     engine = fake_engine()
     ran = cli(
         "caption", scene, *FILES, "-p", "Why?", "-n", 3, "--temp", 0.5, "--seed", 9, "-c", 256,
-        "-t", 2, "-ngl", 0, "--policy", "fastv", "--policy", "grid:after=0.5", "--keep", "0.25",
+        "-t", 2, "-ngl", 0, "-fa", "off", "-ctk", "f32", "-ctv", "q8_0",
+        "--policy", "fastv", "--policy", "grid:after=0.5", "--keep", "0.25",
     )  # fmt: skip
     assert ran.code == 0
     (made,) = engine.made
     assert made.options["n_ctx"] == 256
     assert made.options["n_threads"] == 2
     assert made.options["n_gpu_layers"] == 0
+    assert [made.options[k] for k in ("flash_attn", "type_k", "type_v")] == ["off", "f32", "q8_0"]
     (call,) = made.calls
     assert "Why?" in call["prompt"]
     assert (call["n_predict"], call["temp"], call["seed"]) == (3, 0.5, 9)

@@ -25,7 +25,7 @@ _SAMPLING = SamplingConfig()  # its defaults
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """-m, -hf, --mmproj, --atp, -c, -t, -ngl and --verbose."""
+    """-m, -hf, --mmproj, --atp, -c, -t, -ngl, -fa, -ctk, -ctv and --verbose."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "-m", "--model", metavar="GGUF", help="text model (default: the built-in demo model)"
@@ -51,6 +51,7 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="positions that prompt and answer may take together (default: %(default)s)",
     )
     add_devices(group)
+    _add_cache(group)
     add_verbose(parser)
 
 
@@ -72,6 +73,28 @@ def add_devices(parser: argparse._ActionsContainer) -> None:
         metavar="N",
         help="layers on the accelerator, -1 for all (default: %(default)s)",
     )
+
+
+def _add_cache(parser: argparse._ActionsContainer) -> None:
+    """-fa, -ctk and -ctv."""
+    parser.add_argument(
+        "-fa",
+        "--flash-attn",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="flash attention (default: %(default)s)",
+    )
+    for short, name, what in (
+        ("-ctk", "--cache-type-k", "keys"),
+        ("-ctv", "--cache-type-v", "values"),
+    ):
+        parser.add_argument(
+            short,
+            name,
+            default="f16",
+            metavar="TYPE",
+            help=f"element type of the KV cache's {what}: f32, f16, bf16, q8_0 … (default: f16)",
+        )
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:
@@ -202,6 +225,9 @@ def open_captioner(args: argparse.Namespace, output: Output, policy: PolicyLike)
         n_gpu_layers=args.n_gpu_layers,
         n_ctx=args.ctx_size,
         n_threads=args.threads,
+        flash_attn=args.flash_attn,
+        type_k=args.cache_type_k,
+        type_v=args.cache_type_v,
     )
 
 
