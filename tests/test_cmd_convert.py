@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from atp_cpp import ConvertError, convert
 from atp_cpp import _core as core
-from atp_cpp import convert
 from atp_cpp.sidecar import AtpSidecar, fingerprint_from_gguf
 from checkpoint_files import LFS_POINTER, PARTS, write_checkpoint
 from sidecar_files import example
@@ -159,6 +159,10 @@ def test_options_that_do_not_go_together(cli, tmp_path):
     assert "--outfile is for --atp alone" in refused(both)
     revision = cli("convert", hf, "--outfile-dir", tmp_path, "--revision", "main")
     assert "which has no revisions" in refused(revision)
+    for option in (("--model-name", "x"), ("--outtype", "auto"), ("--mmproj-outtype", "f32")):
+        message = refused(cli("convert", "--atp", tmp_path, *option))
+        assert message.startswith(f"{option[0]} is for SOURCE")
+    assert "--revision is for SOURCE" in refused(cli("convert", "--atp", tmp_path, "--revision", 1))
     ran = cli("convert", hf, "--outfile-dir", tmp_path, "--outtype", "q9")
     assert ran.code == 2 and "invalid choice: 'q9'" in ran.err
 
@@ -184,6 +188,24 @@ def test_the_hub_by_the_command(cli, hub, tmp_path, monkeypatch):
     assert (ran.code, ran.out) == (130, "") and ran.err.endswith("atp-cpp: interrupted\n")
 
 
+def test_a_repository_of_torch_files_is_refused_first(cli, hub, tmp_path, monkeypatch):
+    for name in [name for name in hub.files if "safetensors" in name]:
+        del hub.files[name]
+    hub.files |= {"pytorch_model.bin": b"x"}
+    hub.large |= {"pytorch_model.bin"}
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "tiny-f16.gguf").write_bytes(b"mine")
+    assert "is there already" in refused(cli("convert", "org/tiny", "--outfile-dir", out))
+    monkeypatch.setattr("atp_cpp.convert.child.find_spec", lambda name: None)
+    ran = cli("convert", "org/tiny", "--outfile-dir", tmp_path / "other")
+    assert "converting needs torch, " in refused(ran)
+    hub.files["config.json"] = b'{"vocab_size": 1e99}'
+    hub.commit = "f" * 40
+    assert "vocab_size is" in refused(cli("convert", "org/tiny", "--outfile-dir", tmp_path / "o"))
+    assert hub.gets("pytorch_model.bin") == []
+
+
 def interrupt(*_, **__):
     raise KeyboardInterrupt
 
@@ -196,6 +218,27 @@ def test_packages_that_conversion_needs(cli, tmp_path, monkeypatch):
     message = refused(cli("convert", hf, "--outfile-dir", tmp_path / "out"))
     assert "converting needs torch: pip install" in message and "atp_cpp[convert]" in message
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "..", "line\nbreak", "bell\a", "\udcff"])
+def test_names_that_files_cannot_have(cli, tmp_path, name):
+    hf = write_checkpoint(tmp_path / "hf")
+    ran = cli("convert", hf, "--outfile-dir", tmp_path / "out", "--model-name", name)
+    assert "model name: expected part of a file name, got " in refused(ran)
+
+
+def test_the_folders_name_cannot_be_a_files(cli, tmp_path):
+    hf = write_checkpoint(tmp_path / "line\nbreak")
+    message = refused(cli("convert", hf, "--outfile-dir", tmp_path / "out"))
+    assert "give another (--model-name)" in message
+
+
+@pytest.mark.parametrize("which", ["source", "outfile_dir", "atp"])
+def test_paths_that_are_not_utf_8(tmp_path, which):
+    paths = {"source": tmp_path, "outfile_dir": tmp_path} | {which: tmp_path / "s\udcff"}
+    with pytest.raises(ConvertError, match=r"s\\udcff': expected a path in UTF-8"):
+        convert.convert_hf(**paths)
+    assert files_of(tmp_path) == []
 
 
 # ---- inspect

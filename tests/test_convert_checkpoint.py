@@ -305,20 +305,6 @@ def test_no_tensor_in_them(folder):
     assert "no tensor in model.safetensors" in message_of(folder)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "tokenizer.model"])
-def test_lfs_pointer(folder, name):
-    (folder / name).write_bytes(LFS_POINTER)
-    message = message_of(folder)
-    assert f"{folder / name} is a Git LFS pointer" in message
-    assert f"run `git lfs pull` in {folder}" in message
-
-
-def test_broken_link(folder):
-    (folder / "model.safetensors").unlink()
-    (folder / "model.safetensors").symlink_to(folder / "gone")
-    assert "model.safetensors is a link to a file that is not there" in message_of(folder)
-
-
 @pytest.mark.skipif(os.name != "posix", reason="no such permissions here")
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "."])
 def test_permission_denied(name):

@@ -2,8 +2,16 @@
 
 import pytest
 
-from atp_cpp.convert.family import architecture, check_supported, is_llava, llava_encoder
+from atp_cpp.convert.checkpoint import read_checkpoint
+from atp_cpp.convert.family import (
+    architecture,
+    check_counts,
+    check_supported,
+    is_llava,
+    llava_encoder,
+)
 from atp_cpp.errors import ConvertError
+from checkpoint_files import CONFIG, write_checkpoint
 
 
 def llava(**changes):
@@ -100,3 +108,18 @@ def test_ours_need_nothing_of_llama_cpps_tables():
 def test_unsupported_is_said_by_name(text, words):
     with pytest.raises(ConvertError, match=f"Foo.*{words}"):
         check_supported({"architectures": ["FooForCausalLM"]}, text=text, vision=False)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        ({"vocab_size": 10**10}, "config.json: vocab_size is 10000000000; expected at most"),
+        ({"text_config": {"num_hidden_layers": 10**8}}, "text_config.num_hidden_layers is 10000"),
+        ({"vision_config": {"depth": float("inf")}}, "vision_config.depth is inf; expected at"),
+    ],
+)
+def test_counts_over_which_a_converter_would_loop_for_ever(tmp_path, config, reason):
+    folder = write_checkpoint(tmp_path / "hf", config=CONFIG | config)
+    with pytest.raises(ConvertError, match=reason):
+        read_checkpoint(folder, "tiny")
+    check_counts({"vocab_size": 262_208, "num_hidden_layers": 126})

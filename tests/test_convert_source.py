@@ -112,6 +112,22 @@ def test_torch_files_where_there_is_nothing_else(hub):
     assert set(contents(folder)) == there
 
 
+def test_torch_files_are_downloaded_after_a_look_at_the_rest(hub):
+    for part in (*PARTS, INDEX):
+        del hub.files[part]
+    hub.files["pytorch_model.bin"] = b"x"
+    hub.large |= {"pytorch_model.bin"}
+
+    def look(folder, name):
+        assert name == "tiny"
+        assert {"config.json", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+        assert not list(folder.glob("*.bin"))
+        raise ConvertError("seen")
+
+    assert refused("org/tiny", before_download=look) == "seen"
+    assert hub.gets("pytorch_model.bin") == []
+
+
 @pytest.mark.parametrize(
     ("files", "reason"),
     [

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from atp_cpp import ImageError
 from atp_cpp.image_spec import ImageSpec
 from atp_cpp.preprocess import Box, best_pinpoint, prepare
 from pictures_of_all_shapes import SHAPES, picture
@@ -139,3 +140,14 @@ def test_every_shape_becomes_squares_and_is_left_alone_itself(spec):
         assert out.tiles.dtype == np.uint8
         assert out.tiles.flags.c_contiguous
         np.testing.assert_array_equal(pixels, before)
+
+
+def test_a_square_that_would_fill_the_memory():
+    """A file of 146 kB can hold 100000x500 pixels; laid on a square they are 30 GB."""
+    pixels = np.broadcast_to(np.uint8(0), (500, 100_000, 3))
+    with pytest.raises(ImageError) as refused:
+        prepare(pixels, ImageSpec("exact", (56, 56), pad_color=(1, 2, 3)))
+    assert "100000x500 pixels on a square of 100000x100000 (30.0 GB); expected sides of at " in str(
+        refused.value
+    )
+    assert "at most 23170 pixels" in str(refused.value)

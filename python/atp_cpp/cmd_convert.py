@@ -60,13 +60,11 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--outtype",
         choices=TEXT_TYPES,
-        default="auto",
         help="of the text model; auto: bf16 or f16, as the checkpoint has it (default)",
     )
     group.add_argument(
         "--mmproj-outtype",
         choices=MMPROJ_TYPES,
-        default="auto",
         help="of the vision projector; auto: f16 (default)",
     )
     group.add_argument("--force", action="store_true", help="replace files that are there")
@@ -93,8 +91,8 @@ def _convert_checkpoint(args: argparse.Namespace, output: Output) -> None:
         files = convert_hf(
             args.source,
             args.outfile_dir,
-            outtype=args.outtype,
-            mmproj_outtype=args.mmproj_outtype,
+            outtype=args.outtype or "auto",
+            mmproj_outtype=args.mmproj_outtype or "auto",
             atp=args.atp,
             model_name=args.model_name,
             revision=args.revision,
@@ -125,6 +123,11 @@ def _convert_modules(args: argparse.Namespace, output: Output) -> None:
         )
     if args.outfile_dir is not None:
         raise ConvertError("--outfile-dir is for SOURCE; the file of --atp alone is --outfile FILE")
+    for option in ("model_name", "outtype", "mmproj_outtype", "revision"):
+        if getattr(args, option) is not None:
+            raise ConvertError(
+                f"--{option.replace('_', '-')} is for SOURCE; --atp alone is converted as it is"
+            )
     done = convert_atp(args.atp, args.outfile, force=args.force, dry_run=args.dry_run)
     if args.dry_run:
         output.note("dry run, nothing was written")

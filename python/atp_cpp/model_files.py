@@ -8,6 +8,7 @@ from pathlib import Path
 from atp_cpp.errors import ModelError
 from atp_cpp.gguf_header import read_header
 from atp_cpp.image_spec import ImageSpec
+from atp_cpp.projector_check import check_projector
 
 DEMO_DIR = Path(__file__).with_name("demo")
 DEMO_MODEL = "atp-demo.gguf"
@@ -55,6 +56,7 @@ def image_spec_of(mmproj: Path) -> ImageSpec | None:
         ModelError: a file that says so and cannot be meant.
     """
     header = read_header(mmproj)
+    check_projector(header, str(mmproj))
     try:
         spec = ImageSpec.from_metadata(header.metadata)
     except ValueError as error:

@@ -18,9 +18,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from atp_cpp.errors import ImageError
 from atp_cpp.image_spec import Color, ImageSpec, Size
 from atp_cpp.images import Pixels
 
+MAX_SQUARE = 1 << 29  # pixels of a square that an image is laid on: 1.5 GiB
 _FILTERS = {f.name.lower(): f for f in Image.Resampling}
 
 
@@ -61,6 +63,9 @@ def prepare(pixels: Pixels, spec: ImageSpec, *, n_images: int = 1) -> Prepared:
         pixels: uint8 [h, w, 3], RGB.
         spec: the rule.
         n_images: how many images the prompt has; some rules make tiles of a single one only.
+
+    Raises:
+        ImageError: the rule lays it on a square that takes more memory than MAX_SQUARE.
     """
     size = (pixels.shape[0], pixels.shape[1])
     if spec.pinpoints and not (spec.pad_color and n_images > 1):
@@ -122,6 +127,12 @@ def _on_a_square(pixels: Pixels, color: Color) -> tuple[Pixels, Size]:
     """The image in the middle of a coloured square, and where its corner is."""
     height, width = pixels.shape[:2]
     side = max(height, width)
+    if side * side > MAX_SQUARE:
+        raise ImageError(
+            f"this model lays an image of {width}x{height} pixels on a square of {side}x{side} "
+            f"({3 * side * side / 1e9:.1f} GB); expected sides of at most "
+            f"{math.isqrt(MAX_SQUARE)} pixels: scale it down first"
+        )
     top, left = (side - height) // 2, (side - width) // 2
     square = np.empty((side, side, 3), np.uint8)
     square[:] = color

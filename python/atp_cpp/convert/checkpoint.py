@@ -13,14 +13,22 @@ import re
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from atp_cpp.convert.family import check_counts
 from atp_cpp.errors import ConvertError
 
-__all__ = ["Checkpoint", "TensorFile", "read_checkpoint", "read_json_object"]
+__all__ = ["Checkpoint", "TensorFile", "read_checkpoint", "read_config", "read_json_object"]
 
 CONFIG = "config.json"
+# everything but weights: configuration, tokenizer, processor, chat templates, index of the weights;
+# and the model card, from which the licence goes into the files
+SMALL = (
+    *("*.json", "*.jinja", "*.model", "tokenizer.model.*"),
+    *("merges.txt", "vocab.txt", "README.md"),
+)
 EXPECTED = "expected a Hugging Face checkpoint: a folder with config.json and *.safetensors"
 _LFS_HEAD = b"version https://git-lfs"
 # model-00001-of-00003.safetensors
@@ -86,8 +94,9 @@ def read_checkpoint(folder: Path, name: str) -> Checkpoint:
     try:
         names = _file_names(folder)
         config = _read_config(folder, names)
-        _refuse_lfs_pointers(folder, names)
+        _refuse_lfs_pointers(folder, [name for name in names if _is_small(name)])
         files, index = _weight_files(folder, names)
+        _refuse_lfs_pointers(folder, files)
         if files[0].endswith(".safetensors"):
             tensors = _read_headers(folder, files)
             if index is not None:
@@ -100,6 +109,15 @@ def read_checkpoint(folder: Path, name: str) -> Checkpoint:
         where = error.filename or folder
         raise ConvertError(f"{where}: cannot be read: {error.strerror or error}") from error
     return Checkpoint(folder, name, config, tensors, tuple(files))
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What is in config.json; the weights need not be there.
+
+    Raises:
+        ConvertError: there is none, or it is not of a model.
+    """
+    return _read_config(folder, _file_names(folder))
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -135,7 +153,9 @@ def _file_names(folder: Path) -> list[str]:
 def _read_config(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     if CONFIG in names:
         _refuse_lfs_pointers(folder, [CONFIG])
-        return read_json_object(folder / CONFIG)
+        config = read_json_object(folder / CONFIG)
+        check_counts(config)
+        return config
     if "adapter_config.json" in names:
         hint = "it is an adapter (PEFT); merge it into its base model and convert that"
     elif any(name.endswith(".gguf") for name in names):
@@ -146,6 +166,12 @@ def _read_config(folder: Path, names: Sequence[str]) -> dict[str, Any]:
     else:
         hint = EXPECTED
     raise ConvertError(f"{folder} has no {CONFIG}; {hint}")
+
+
+def _is_small(name: str) -> bool:
+    """Whether the converter may read a file that is no weights; an index only with its weights."""
+    hidden = name.startswith(".") or name.endswith(".index.json")
+    return not hidden and any(fnmatch(name, pattern) for pattern in SMALL)
 
 
 def _refuse_lfs_pointers(folder: Path, names: Sequence[str]) -> None:
@@ -168,7 +194,10 @@ def _weight_files(folder: Path, names: Sequence[str]) -> tuple[list[str], dict[s
     for stem, suffix in (("model", ".safetensors"), ("pytorch_model", ".bin")):
         index_name = f"{stem}{suffix}.index.json"
         files = [name for name in names if name.startswith(stem) and name.endswith(suffix)]
-        index = _read_index(folder / index_name) if index_name in names else None
+        index = None
+        if index_name in names:
+            _refuse_lfs_pointers(folder, [index_name])
+            index = _read_index(folder / index_name)
         if index is not None:
             files, source = sorted(set(index.values())), f" that {index_name} names"
         else:

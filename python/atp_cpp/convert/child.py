@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import queue
 import signal
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from types import TracebackType
@@ -27,6 +29,7 @@ sys.path[:] = json.loads(sys.argv[1])
 from atp_cpp.convert.worker import main
 sys.exit(main())
 """
+_log = logging.getLogger(__name__)
 _TICK = 0.2  # s between looks at the clock while the worker says nothing
 
 
@@ -75,10 +78,13 @@ class Child:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._notes):
             if stream is not None:
-                stream.close()
+                with suppress(BrokenPipeError):  # a line that it ended before reading
+                    stream.close()
 
     def events(self) -> Iterator[dict[str, Any] | None]:
         """The worker's reports in order; None whenever it said nothing for a moment.
+
+        Its notes are logged instead.
 
         Raises:
             ConvertError: the worker reported an error, or ended without a word.
@@ -94,6 +100,9 @@ class Child:
             event = json.loads(line)
             if event["event"] == "error":
                 raise ConvertError(event["message"])
+            if event["event"] == "note":
+                _log.warning(event["message"])
+                continue
             yield event
             if event["event"] == "done":
                 return

@@ -22,6 +22,11 @@ _ENCODER_ACTS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh"
 _PROJECTOR_ACTS = ("gelu", "gelu_pytorch_tanh")
 # encoder -> whether a class token stands before the patches
 _ENCODERS = {"clip_vision_model": True, "siglip_vision_model": False}
+# what converters loop over -> far more than any model has
+_MOST = {
+    **dict.fromkeys(("num_hidden_layers", "depth", "num_experts", "num_local_experts"), 10_000),
+    "vocab_size": 4_000_000,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +59,27 @@ def architecture(config: Mapping[str, Any]) -> str:
             "save the model with save_pretrained and convert that folder"
         )
     return names[0]
+
+
+def check_counts(config: Mapping[str, Any]) -> None:
+    """Refuses counts that no model has, over which a converter would loop for ever.
+
+    Args:
+        config: of config.json, as it stands there.
+
+    Raises:
+        ConvertError: the key, its value and the bound.
+    """
+    sections = {"": config}
+    sections |= {f"{k}.": part for k, part in config.items() if isinstance(part, Mapping)}
+    for where, section in sections.items():
+        for key, most in _MOST.items():
+            value = section.get(key)
+            if isinstance(value, (int, float)) and not value <= most:
+                raise ConvertError(
+                    f"config.json: {where}{key} is {value}; expected at most {most}; get that file "
+                    "again"
+                )
 
 
 def check_supported(config: Mapping[str, Any], *, text: bool, vision: bool) -> None:

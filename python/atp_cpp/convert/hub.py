@@ -37,16 +37,11 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils.tqdm import tqdm
 
+from atp_cpp.convert.checkpoint import SMALL
 from atp_cpp.convert.outputs import readable_size
 from atp_cpp.errors import ConvertError
 from atp_cpp.locks import take_lock
 
-# everything but weights: configuration, tokenizer, processor, chat templates, index of the weights;
-# and the model card, from which the licence goes into the files
-SMALL = (
-    *("*.json", "*.jinja", "*.model", "tokenizer.model.*"),
-    *("merges.txt", "vocab.txt", "README.md"),
-)
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the second only without the first
 API_TIMEOUT_S = 30
 
@@ -157,6 +152,18 @@ def has_headers(repository: Repository) -> bool:
     return all(file.name.endswith(".safetensors") for file in repository.weights)
 
 
+def small_only(repository: Repository) -> Path:
+    """A temporary folder with all but the weights; it lasts as long as that of `headers_only`.
+
+    Raises:
+        Exception: what huggingface_hub and its HTTP client raise.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="atp-cpp-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _snapshot(repository, repository.small, local_dir=folder)
+    return folder
+
+
 def headers_only(repository: Repository) -> Path:
     """A temporary folder with all but the weights' data.
 
@@ -172,9 +179,7 @@ def headers_only(repository: Repository) -> Path:
             f"{repository.repo}: what {repository.weights[0].name} holds is not known before it "
             "is downloaded; convert without --dry-run"
         )
-    folder = Path(tempfile.mkdtemp(prefix="atp-cpp-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    _snapshot(repository, repository.small, local_dir=folder)
+    folder = small_only(repository)
     for file in repository.weights:
         metadata = HfApi().parse_safetensors_file_metadata(
             repository.repo, file.name, revision=repository.commit

@@ -53,6 +53,8 @@ _TAKEN_FOR_GRANTED: dict[str, dict[str, tuple[object, ...]]] = {
         "vision_feature_select_strategy": ("default",),
     },
 }
+# families that were compared with transformers
+CHECKED = frozenset(_TAKEN_FOR_GRANTED) - {"Idefics3ForConditionalGeneration"}
 # architecture -> tensors as transformers 5 saves them, as llama.cpp knows them
 _NAMES: dict[str, dict[str, str]] = {
     "Gemma3ForConditionalGeneration": {

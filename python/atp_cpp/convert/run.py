@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from atp_cpp.convert.atp import convert_atp
-from atp_cpp.convert.checkpoint import Checkpoint, read_checkpoint
+from atp_cpp.convert.checkpoint import Checkpoint, read_checkpoint, read_config
 from atp_cpp.convert.child import Child
 from atp_cpp.convert.outputs import Outputs
 from atp_cpp.convert.source import fetch
@@ -24,6 +24,8 @@ from atp_cpp.sidecar import AtpSidecar
 
 TEXT_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_k_m", "auto")
 MMPROJ_TYPES = ("f32", "f16", "bf16", "q8_0", "auto")
+
+_TYPE_KEYS = ("dtype", "torch_dtype")  # in config.json; the second in older ones
 
 # what is being done, bytes done, bytes in all
 Progress = Callable[[str, int, int], None]
@@ -66,7 +68,8 @@ class _Target:
             name=checkpoint.name,
             text_out=str(parts[self.text]),
             text_type=self.text_type,
-            stored_type=stored_type(checkpoint),
+            # what PyTorch's own files hold is not known: the type that holds everything
+            stored_type=stored_type(checkpoint) if checkpoint.tensors else "f32",
             mmproj_out=str(parts[self.mmproj]),
             mmproj_type=self.mmproj_type,
         )
@@ -100,6 +103,25 @@ class _Request:
             job = target.job(checkpoint, parts)
             return (*_converted(target, job, _plan(job, self.verbose)), *files)
 
+    def look(self, folder: Path, name: str) -> None:
+        """All that can be known before weights are downloaded; see `rehearse`.
+
+        Args:
+            folder: with the headers of safetensors, or without any weights.
+            name: see `rehearse`.
+        """
+        if any(folder.glob("*.safetensors")):
+            self.rehearse(folder, name)
+            return
+        checkpoint = Checkpoint(folder, self._name(name), read_config(folder), {})
+        target, _ = self._target(checkpoint)
+        if self.atp is not None:
+            AtpSidecar.load_dir(self.atp)
+        job = target.job(checkpoint, {path: path for path in target.paths})
+        with Child(replace(job, config_only=True), verbose=self.verbose) as child:
+            for _ in child.events():
+                pass
+
     def convert(
         self, folder: Path, name: str, on_progress: Progress | None
     ) -> tuple[ConvertedFile, ...]:
@@ -117,12 +139,18 @@ class _Request:
             return tuple(files)
 
     def _prepare(self, folder: Path, name: str) -> tuple[Checkpoint, _Target, Outputs]:
-        name = _checked_name(self.model_name) if self.model_name else name
-        checkpoint = read_checkpoint(folder, name)
+        checkpoint = read_checkpoint(folder, self._name(name))
+        return checkpoint, *self._target(checkpoint)
+
+    def _name(self, default: str) -> str:
+        return _checked_name(default if self.model_name is None else self.model_name)
+
+    def _target(self, checkpoint: Checkpoint) -> tuple[_Target, Outputs]:
+        """The files to write, of which none is in the way."""
         target = _target(
             checkpoint, self.outfile_dir, self.outtype, self.mmproj_outtype, self.atp is not None
         )
-        return checkpoint, target, Outputs(target.paths, force=self.force)
+        return target, Outputs(target.paths, force=self.force)
 
 
 def convert_hf(
@@ -165,12 +193,15 @@ def convert_hf(
     """
     _check_type("outtype", outtype, TEXT_TYPES)
     _check_type("mmproj_outtype", mmproj_outtype, MMPROJ_TYPES)
+    for path in (source, outfile_dir, atp):
+        if path is not None:
+            _check_path(path)
     request = _Request(Path(outfile_dir), outtype, mmproj_outtype, atp, model_name, force, verbose)
     folder, name = fetch(
         os.fspath(source),
         revision=revision,
         dry_run=dry_run,
-        before_download=request.rehearse,  # gigabytes are not to come for nothing
+        before_download=request.look,  # gigabytes are not to come for nothing
     )
     if dry_run:
         return request.rehearse(folder, name)
@@ -178,7 +209,16 @@ def convert_hf(
 
 
 def stored_type(checkpoint: Checkpoint) -> str:
-    """The type a checkpoint comes in: f32, bf16, or f16, which stands for anything else, too."""
+    """The type a checkpoint comes in: f32, bf16, or f16, which stands for anything else, too.
+
+    Of PyTorch's own files, whose headers are not read, what config.json says.
+    """
+    if not checkpoint.tensors:
+        config = checkpoint.config
+        parts = (config, config.get("text_config"))
+        given = [part.get(key) for part in parts if isinstance(part, dict) for key in _TYPE_KEYS]
+        known = {"float32": "f32", "bfloat16": "bf16"}
+        return known.get(next((str(name) for name in given if name), ""), "f16")
     matrices = (t.dtype for t in checkpoint.tensors.values() if len(t.shape) >= 2)
     return {"F32": "f32", "BF16": "bf16"}.get(next(matrices, "F16"), "f16")
 
@@ -259,9 +299,22 @@ def _sidecar(
 
 
 def _checked_name(name: str) -> str:
-    if Path(name).name != name or not name.strip("."):
-        raise ConvertError(f"model name: expected part of a file name, got {name!r}")
+    if Path(name).name != name or not name.strip(".") or not name.isprintable():
+        raise ConvertError(
+            f"model name: expected part of a file name, got {name!r}; give another (--model-name)"
+        )
     return name
+
+
+def _check_path(path: str | os.PathLike[str]) -> None:
+    """llama.cpp and the tokenizers take paths in UTF-8 only."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise ConvertError(
+            f"{os.fspath(path)!r}: expected a path in UTF-8, got other bytes; rename it, or reach "
+            "it by a link of another name"
+        ) from None
 
 
 def _check_type(what: str, value: str, choices: tuple[str, ...]) -> None:

@@ -44,7 +44,8 @@ def fetch(
             temporary one whose weight files have their headers and, in the place of the data,
             a hole (zeros that take no space).
         before_download: called with folder and name as in a dry run when weights are about to be
-            downloaded; what it raises stops that. Not called for PyTorch's own weight files.
+            downloaded; what it raises stops that. Of PyTorch's own weight files, whose headers
+            cannot be had alone, nothing is in that folder.
 
     Raises:
         ConvertError: it is neither, the repository or the revision is not there or not ours to
@@ -118,8 +119,10 @@ def _from_hub(
             _log.info("would download %s", hub.listed(missing))
             return hub.headers_only(repository)
         hub.check_space(repository, missing)
-        hollow = hub.headers_only(repository) if look and hub.has_headers(repository) else None
-    if look and hollow:
+        if look:
+            known = hub.headers_only if hub.has_headers(repository) else hub.small_only
+            hollow = known(repository)
+    if look:
         look(hollow)
     with _named_failures(repo, revision), hub.quiet():
         _log.info("downloading %s", hub.listed(missing))

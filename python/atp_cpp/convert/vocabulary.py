@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from atp_cpp.convert import spm_json
 from atp_cpp.convert.pre_tokenizer import detect_pre, needs_nfc
+from atp_cpp.errors import ConvertError
 
 if TYPE_CHECKING:
     from conversion.base import ModelBase
@@ -59,8 +60,13 @@ _TOKENS = "tokenizer.ggml."
 _log = logging.getLogger(__name__)
 
 
-def exact(upstream: type[ModelBase]) -> type[ModelBase]:
-    """llama.cpp's class for a text model, with the checkpoint's own tokens and template."""
+def exact(upstream: type[ModelBase], *, checked: bool) -> type[ModelBase]:
+    """llama.cpp's class for a text model, with the checkpoint's own tokens and template.
+
+    Args:
+        upstream: the class.
+        checked: see :func:`carry`.
+    """
 
     def get_vocab_base_pre(self: Any, tokenizer: Any) -> str:
         known: str | None = None
@@ -78,7 +84,7 @@ def exact(upstream: type[ModelBase]) -> type[ModelBase]:
             _write_sentencepiece(self, content)
         else:
             upstream.set_vocab(self)
-        carry(self.gguf_writer, self.dir_model)
+        carry(self.gguf_writer, self.dir_model, checked=checked)
 
     members = {
         "model_arch": upstream.model_arch,
@@ -88,16 +94,25 @@ def exact(upstream: type[ModelBase]) -> type[ModelBase]:
     return type(upstream.__name__, (upstream,), members)
 
 
-def carry(writer: Any, folder: Path) -> None:
+def carry(writer: Any, folder: Path, *, checked: bool) -> None:
     """Mends the tokenizer's keys of a file that is about to be written.
 
     Args:
         writer: llama.cpp's GGUFWriter, the vocabulary in it.
         folder: the checkpoint.
+        checked: of a family whose prompts are those of transformers; of another one a tokenizer
+            that transformers cannot load stays as llama.cpp wrote it, and a note says so.
+
+    Raises:
+        ConvertError: of a checked family, transformers cannot load the tokenizer.
     """
     _add_stops(writer, folder)
-    tokenizer = _tokenizer(folder)
-    if tokenizer is None:
+    try:
+        tokenizer = _tokenizer(folder)
+    except ConvertError as error:
+        if checked:
+            raise
+        _log.warning("%s; its tokens and prompts are llama.cpp's own, unchecked", error)
         _put_template(writer, chat_template(folder))
         return
     content = json.loads(tokenizer.backend_tokenizer.to_str())
@@ -268,7 +283,11 @@ def _starts_with_text(tokenizer: Any, template: str) -> bool:
 
 
 def _tokenizer(folder: Path) -> Any:
-    """The tokenizer as transformers loads it; None where it cannot, or it is a slow one."""
+    """The tokenizer as transformers loads it.
+
+    Raises:
+        ConvertError: it cannot, or it is a slow one.
+    """
     from transformers import AutoTokenizer
 
     try:
@@ -277,9 +296,17 @@ def _tokenizer(folder: Path) -> Any:
             folder, local_files_only=True, trust_remote_code=False
         )
     except Exception as error:  # it asks for packages or code of the checkpoint's own
-        _log.warning("transformers cannot load the tokenizer: %s", error)
-        return None
-    return tokenizer if getattr(tokenizer, "backend_tokenizer", None) else None
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConvertError(
+            f"transformers cannot load the tokenizer ({reason[:300]}); get the tokenizer's files "
+            "again, or install what it asks for"
+        ) from error
+    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        raise ConvertError(
+            f"the tokenizer, {type(tokenizer).__name__}, has no fast form; save the checkpoint "
+            "with one (tokenizer.json)"
+        )
+    return tokenizer
 
 
 def _drop(keys: Any, key: str) -> None:

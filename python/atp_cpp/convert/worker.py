@@ -8,6 +8,7 @@ beside this file; in a process of their own they never meet a ``gguf`` that the 
 
 * ``plan``: ``files`` {path: bytes}; the parent answers with one line to go on;
 * ``writing``: ``path``, ``what``: it grows from now on;
+* ``note``: ``message``, something for the user to know;
 * ``done``, or ``error``: ``message``.
 
 When the parent goes away, so does this process.
@@ -33,7 +34,7 @@ from typing import TYPE_CHECKING, Any
 from atp_cpp import _core
 from atp_cpp.convert.family import architecture, check_supported, is_llava
 from atp_cpp.convert.outputs import write_error
-from atp_cpp.convert.passthrough import INTERNVL_HF, check_configuration, mmproj_class
+from atp_cpp.convert.passthrough import CHECKED, INTERNVL_HF, check_configuration, mmproj_class
 from atp_cpp.convert.quantise import QUANTISED, hollow, quantise, quantised_size
 from atp_cpp.errors import AtpError, ConvertError, ModelError
 
@@ -56,6 +57,8 @@ class Job:
         stored_type: f32, f16 or bf16: what a model is written in before it is quantised.
         mmproj_out: file to write the projector to.
         mmproj_type: its type: f32, f16, bf16 or q8_0.
+        config_only: see whether config.json is of a model that can be converted, and end: the rest
+            need not be there.
     """
 
     folder: str
@@ -65,6 +68,7 @@ class Job:
     stored_type: str
     mmproj_out: str
     mmproj_type: str
+    config_only: bool = False
 
     @property
     def quantised(self) -> bool:
@@ -93,6 +97,9 @@ def run_job(job: Job, report: Report) -> None:
     _never_run_code_of_checkpoints()
     with _named_failures():
         hparams = load_config(job)
+        if job.config_only:
+            report({"event": "done"})
+            return
         text, vision = text_model(job, hparams), vision_model(job, hparams)
         if is_llava(hparams):
             from atp_cpp.convert.llava import check_head
@@ -162,7 +169,7 @@ def text_model(job: Job, config: dict[str, Any]) -> ModelBase:
 
     hparams = deepcopy(config)
     upstream = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
-    kind = exact(upstream)
+    kind = exact(upstream, checked=is_llava(hparams) or architecture(hparams) in CHECKED)
     if job.quantised:
         return _instance(kind, job, hparams, str(job.raw), job.stored_type)
     return _instance(kind, job, hparams, job.text_out, job.text_type)
@@ -305,6 +312,17 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+class _Notes(logging.Handler):
+    """Our own warnings, which the user sees even where the converter's notes are not shown."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__(logging.WARNING)
+        self._report = report
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._report({"event": "note", "message": record.getMessage()})
+
+
 def main() -> int:
     """The child's side of the talk; see the module."""
     job = Job(**json.loads(sys.stdin.readline()))
@@ -325,6 +343,7 @@ def main() -> int:
             answer.acquire()
 
     logging.basicConfig(level=logging.INFO)
+    logging.getLogger("atp_cpp").addHandler(_Notes(report))
     import_upstream()
     try:
         run_job(job, report)
