@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import gguf
 import pytest
 
 from atp_cpp import Captioner
@@ -95,6 +96,21 @@ def test_files_named_by_hand():
     assert chosen(names, "b.gguf", mmproj="clip-*", atp="*2.gguf") == expected
 
 
+@pytest.mark.parametrize("pattern", ["*q8_0.gguf", "x/a-Q8_0-00001-of-00003.gguf", "*Q8_0*"])
+def test_all_parts_of_a_file_are_taken(pattern):
+    parts = [f"x/a-Q8_0-{k:05}-of-00003.gguf" for k in (1, 2, 3)]
+    others = [f"x/a-Q4_0-{k:05}-of-00002.gguf" for k in (1, 2)]
+    expected = Choice(parts[0], "mmproj.gguf", "", tuple(parts[1:]))
+    assert chosen([*others, *parts, "mmproj.gguf"], pattern) == expected
+    assert "any of 2: x/a-Q4_0-00001-of-00002.gguf" in not_chosen([*others, *parts, "mmproj.gguf"])
+
+
+def test_a_model_called_like_a_sidecar_can_be_named():
+    names = ["atp-llava.gguf", "atp-thresholds.gguf", "mmproj.gguf"]
+    expected = Choice("atp-llava.gguf", "mmproj.gguf", "atp-thresholds.gguf")
+    assert chosen(names, "atp-llava.gguf") == expected
+
+
 def test_the_demo_models_names():
     names = [DEMO_MODEL, DEMO_MMPROJ, DEMO_ATP]
     assert chosen(names) == Choice(DEMO_MODEL, DEMO_MMPROJ, DEMO_ATP)
@@ -124,9 +140,10 @@ def test_what_cannot_be_chosen(arguments, options, says):
         (["a.gguf", "mmproj-f32.gguf", "mmproj-q8_0.gguf"], "name one with mmproj="),
         (["a.gguf", "mmproj.gguf", "atp-1.gguf", "atp-2.gguf"], "the sidecar could be any of 2"),
         (
-            ["a-00001-of-00002.gguf", "a-00002-of-00002.gguf", "mmproj.gguf"],
-            "a-00001-of-00002.gguf is one of 2 parts",
+            ["a-00001-of-00003.gguf", "a-00002-of-00003.gguf", "mmproj.gguf"],
+            "a-00001-of-00003.gguf is one of 3 parts, but there is no a-00003-of-00003.gguf",
         ),
+        (["a-00002-of-00002.gguf", "mmproj.gguf"], "has no text model"),
     ],
 )
 def test_repositories_that_cannot_be_used(names, says):
@@ -150,6 +167,41 @@ def test_a_captioner_of_the_hubs_files(demo_hub, demo_captioner):
         ]  # fmt: skip
         text = cap.caption(scene).text
     assert text == demo_captioner.caption(scene, policy="atp:budget=0.5").text
+
+
+def split(path, folder):
+    """Writes a GGUF file in parts; returns their names."""
+    reader = gguf.GGUFReader(path)
+    arch = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(folder / path.name, arch, split_max_tensors=40)
+    for key, stored in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            inner = stored.types[-1] if len(stored.types) > 1 else None
+            writer.add_key_value(key, stored.contents(), stored.types[0], sub_type=inner)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_model_in_parts(demo_hub, demo_captioner, tmp_path):
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    parts = split(DEMO_DIR / DEMO_MODEL, folder)
+    assert len(parts) > 2
+    del demo_hub.files[DEMO_MODEL]
+    demo_hub.files |= {name: (folder / name).read_bytes() for name in parts}
+    demo_hub.large = set(demo_hub.files)
+    scene = Path(__file__).parents[1] / "examples" / "scene.png"
+    with Captioner.from_pretrained(REPO, "atp-demo.gguf", n_ctx=1024, n_threads=2) as cap:
+        assert cap.model.name == parts[0]
+        assert cap.atp.name == DEMO_ATP
+        text = cap.caption(scene).text
+    assert text == demo_captioner.caption(scene).text
+    assert all(len(demo_hub.gets(name)) == 1 for name in parts)
 
 
 def test_every_option_of_a_captioner_is_passed_on(demo_hub, fake_engine):

@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Choice", "choose", "from_pretrained", "hub_files", "hub_model"]
 
-_SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$")
+_PART = re.compile(
+    r"-(\d{5})-of-(\d{5})\.gguf$"
+)  # a large file in several; llama.cpp opens the first
 _F16 = re.compile(r"(?<![a-z0-9])f16(?![a-z0-9])", re.IGNORECASE)  # not bf16
 _USUAL = ("Q4_K_M", "Q8_0")  # what llama.cpp's -hf takes where no type is named
 
@@ -36,14 +38,16 @@ class Choice:
     """Names in a repository that belong together.
 
     Attributes:
-        model: the text model.
+        model: the text model; of one in several parts the first.
         mmproj: its vision projector.
         atp: its sidecar, "" where there is none.
+        parts: the model's other parts.
     """
 
     model: str
     mmproj: str
     atp: str
+    parts: tuple[str, ...] = ()
 
 
 def from_pretrained(
@@ -189,7 +193,7 @@ def hub_files(
             info = api.model_info(repo, revision=revision, timeout=30)
             names = [file.rfilename for file in info.siblings or []]
         choice = choose(repo, sorted(names), filename, mmproj=mmproj, atp=atp, usual=usual)
-        chosen = [name for name in (choice.model, choice.mmproj, choice.atp) if name]
+        chosen = [choice.model, choice.mmproj, *([choice.atp] if choice.atp else []), *choice.parts]
         paths = [
             huggingface_hub.hf_hub_download(repo, name, local_files_only=offline, **cache)
             for name in chosen
@@ -213,7 +217,7 @@ def choose(
     Raises:
         ModelError: nothing fits, or more than one; it lists what there is.
     """
-    ggufs = [name for name in names if name.lower().endswith(".gguf")]
+    ggufs = [n for n in names if n.lower().endswith(".gguf") and _part(n) in (None, 1)]
     if not ggufs:
         raise ModelError(f"{repo} holds no GGUF files; `atp-cpp convert {repo}` makes them")
     projectors = [name for name in ggufs if _base(name).startswith("mmproj")]
@@ -229,22 +233,19 @@ def choose(
     models = _matching(repo, others, filename, ggufs, "filename")
     if filename is None and len(models) > 1:
         models = next((fit for kind in usual if (fit := _like(models, f"*{kind}.gguf"))), models)
-    if len(models) != 1 and not _is_split(models):
+    if len(models) != 1:
         raise several("the text model", "filename", models)
-    if split := _SPLIT.search(models[0]):
-        raise ModelError(
-            f"{repo}: {models[0]} is one of {int(split[1])} parts; choose a file in one piece, or "
-            "join the parts (llama-gguf-split --merge) and give the file"
-        )
     seen = _matching(repo, projectors, mmproj, ggufs, "mmproj")
     if len(seen) > 1:
         seen = [name for name in seen if _F16.search(_base(name))] or seen
     if len(seen) != 1:
         raise several("the vision projector", "mmproj", seen)
+    sidecars = [name for name in sidecars if name not in models]
     pruners = _matching(repo, sidecars, atp, ggufs, "atp") if sidecars or atp else []
     if len(pruners) > 1:
         raise several("the sidecar", "atp", pruners)
-    return Choice(models[0], seen[0], pruners[0] if pruners else "")
+    sidecar = pruners[0] if pruners else ""
+    return Choice(models[0], seen[0], sidecar, _other_parts(repo, models[0], names))
 
 
 def _base(name: str) -> str:
@@ -253,23 +254,38 @@ def _base(name: str) -> str:
 
 def _is_sidecar(name: str, ggufs: Sequence[str]) -> bool:
     """atp-*.gguf; but one with a sidecar of its own, atp-atp-*, is a model of such a name."""
-    stem = _base(name).removesuffix(".gguf")
+    stem = _PART.sub("", _base(name)).removesuffix(".gguf")
     return stem.startswith("atp-") and not any(_base(g).startswith(f"atp-{stem}") for g in ggufs)
 
 
-def _is_split(names: Sequence[str]) -> bool:
-    """Whether these are the parts of one file."""
-    return len({_SPLIT.sub("", name) for name in names}) == 1 and bool(_SPLIT.search(names[0]))
+def _part(name: str) -> int | None:
+    """Which part of a file this is, from 1; None for a whole one."""
+    found = _PART.search(name)
+    return int(found[1]) if found else None
+
+
+def _other_parts(repo: str, first: str, names: Sequence[str]) -> tuple[str, ...]:
+    found = _PART.search(first)
+    if not found:
+        return ()
+    stem, total = first[: found.start()], int(found[2])
+    parts = [f"{stem}-{k:05}-of-{total:05}.gguf" for k in range(2, total + 1)]
+    if missing := [part for part in parts if part not in names]:
+        raise ModelError(
+            f"{repo}: {first} is one of {total} parts, but there is no {', '.join(missing)}"
+        )
+    return tuple(parts)
 
 
 def _like(names: Sequence[str], pattern: str) -> list[str]:
     """Those that fit, in their folder or by their last name; exact capitals first."""
+
+    def forms(name: str) -> set[str]:
+        last = PurePosixPath(name).name
+        return {name, last, _PART.sub(".gguf", name), _PART.sub(".gguf", last)}
+
     for case in (str, str.lower):
-        found = [
-            name
-            for name in names
-            if any(fnmatchcase(case(n), case(pattern)) for n in (name, PurePosixPath(name).name))
-        ]
+        found = [n for n in names if any(fnmatchcase(case(f), case(pattern)) for f in forms(n))]
         if found:
             return found
     return []
