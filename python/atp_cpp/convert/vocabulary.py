@@ -20,6 +20,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -297,6 +298,9 @@ def _tokenizer(folder: Path) -> Any:
         )
     except Exception as error:  # it asks for packages or code of the checkpoint's own
         reason = " ".join(str(error).split()) or type(error).__name__
+        if not (folder / "tokenizer.json").is_file() and not has_protobuf():
+            # what transformers says then is of the last thing that it tried
+            reason = "without tokenizer.json it needs protobuf: pip install 'atp_cpp[convert]'"
         raise ConvertError(
             f"transformers cannot load the tokenizer ({reason[:300]}); get the tokenizer's files "
             "again, or install what it asks for"
@@ -307,6 +311,14 @@ def _tokenizer(folder: Path) -> Any:
             "with one (tokenizer.json)"
         )
     return tokenizer
+
+
+def has_protobuf() -> bool:
+    """Whether transformers can read tokenizer.model."""
+    try:
+        return find_spec("google.protobuf") is not None
+    except ModuleNotFoundError:  # not even the package that it is in
+        return False
 
 
 def _drop(keys: Any, key: str) -> None:
