@@ -163,6 +163,34 @@ def test_other_names_of_columns(make, expected):
     assert (out["custom_id"][0], out["prompt"][0]) == ("a", "Describe the image.")
 
 
+class Series:
+    """Like a pandas Series: taken by label, given by order."""
+
+    def __init__(self, *values):
+        self.values = values
+
+    def __len__(self):
+        return len(self.values)
+
+    def __iter__(self):
+        return iter(self.values)
+
+    def __getitem__(self, label):
+        raise KeyError(label)
+
+    def __array__(self, dtype=None, copy=None):
+        return objects(*self.values)
+
+
+def test_columns_of_a_data_frame(caption, alone):
+    batch = {"image": Series(str(SCENE), None), "prompt": Series("What?", None)}
+    out = caption(batch | {"custom_id": Series("a", "b"), "tags": [["x"], ["y", "z"]]})
+    assert out["caption"][0] == alone(SCENE, "What?")
+    assert list(out["status"]) == ["ok", "error"]
+    assert out["custom_id"].tolist() == ["a", "b"]
+    assert out["tags"].tolist() == [["x"], ["y", "z"]]
+
+
 def test_batches_that_cannot_be(caption):
     with pytest.raises(AtpError, match="expected a column 'image' with images, got 'img', 'id'"):
         caption({"img": objects(), "id": objects()})
