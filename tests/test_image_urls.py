@@ -1,6 +1,7 @@
 """Images as messages name them: data URLs, files, and the web where it is allowed."""
 
 import base64
+import contextlib
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -44,6 +45,13 @@ class Web:
                     self.wfile.write(b"x")
                     self.wfile.flush()
                     web.release.wait(30)
+                elif path == "/drip":
+                    self.send_response(200)
+                    self.end_headers()
+                    with contextlib.suppress(ConnectionError):
+                        while not web.release.wait(0.05):
+                            self.wfile.write(b"x")
+                            self.wfile.flush()
                 elif path in web.answers:
                     self.send_response(200)
                     self.end_headers()
@@ -157,8 +165,13 @@ def test_what_the_web_may_answer(web, monkeypatch):
 
 
 def test_a_slow_answer_is_given_up(web, monkeypatch):
-    monkeypatch.setattr(image_urls, "TIMEOUT_S", 0.2)
-    assert "no whole answer within 0.2 s" in refused(f"{web.url}/slow", allow_http=True)
+    monkeypatch.setattr(image_urls, "STEP_S", 0.2)
+    assert "no answer within 0.2 s" in refused(f"{web.url}/slow", allow_http=True)
+
+
+def test_content_that_drips_is_given_up(web, monkeypatch):
+    monkeypatch.setattr(image_urls, "TIMEOUT_S", 0.3)
+    assert "no whole answer within 0.3 s" in refused(f"{web.url}/drip", allow_http=True)
 
 
 def test_nobody_there(web):

@@ -100,7 +100,7 @@ def create_chat_completion(
             ``{"type": "json_schema", "json_schema": {"schema": …}}``: the answer is such JSON
             (unless max_tokens cuts it off).
         policy: cuts for this call; see Captioner.caption.
-        allow_http: whether http(s) urls are downloaded (needs httpx): at most 64 MiB in 30 s.
+        allow_http: whether http(s) urls are downloaded (needs httpx): at most 64 MiB.
         stream: give the answer in pieces. The messages are checked and images opened at once; the
             model starts when the first piece is asked for. Closing the generator ends the answer.
 

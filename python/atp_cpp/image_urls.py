@@ -17,11 +17,12 @@ from urllib.request import url2pathname
 from atp_cpp.errors import AtpError, ImageError
 from atp_cpp.images import Pixels, load_image
 
-__all__ = ["MAX_BYTES", "MAX_REDIRECTS", "TIMEOUT_S", "load_url"]
+__all__ = ["MAX_BYTES", "MAX_REDIRECTS", "STEP_S", "TIMEOUT_S", "load_url"]
 
 MAX_BYTES = 64 << 20  # of an encoded image, in a data URL or from the web
 MAX_REDIRECTS = 5
-TIMEOUT_S = 30.0  # for all of a download
+STEP_S = 10.0  # to connect, and to wait for an answer or for more of it
+TIMEOUT_S = 30.0  # for the content
 
 _WEB = ("http", "https")
 _BLANK = re.compile(r"\s+")
@@ -116,24 +117,24 @@ def _http() -> Any:
 def _download(url: str) -> bytes:
     httpx = _http()
     name = _shortened(url)
-    deadline = time.monotonic() + TIMEOUT_S
-    client = httpx.Client(follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=TIMEOUT_S)
+    client = httpx.Client(follow_redirects=True, max_redirects=MAX_REDIRECTS, timeout=STEP_S)
     try:
         with client, client.stream("GET", url, headers={"user-agent": "atp_cpp"}) as response:
             if response.status_code != 200:
                 raise ImageError(f"{name}: the server answered {response.status_code}")
-            return _body(response, name, deadline)
+            return _body(response, name)
     except httpx.TooManyRedirects as error:
         raise ImageError(f"{name}: more than {MAX_REDIRECTS} redirects") from error
     except httpx.TimeoutException as error:
-        raise ImageError(f"{name}: no whole answer within {TIMEOUT_S:g} s") from error
+        raise ImageError(f"{name}: no answer within {STEP_S:g} s") from error
     except (httpx.HTTPError, httpx.InvalidURL, UnicodeError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"{name}: cannot be downloaded: {reason}") from error
 
 
-def _body(response: Any, name: str, deadline: float) -> bytes:
+def _body(response: Any, name: str) -> bytes:
     """The content, if it is not too much and does not take too long."""
+    deadline = time.monotonic() + TIMEOUT_S
     content = bytearray()
     for piece in response.iter_bytes():
         content += piece
