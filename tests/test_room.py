@@ -106,6 +106,30 @@ def test_it_learns_what_atp_keeps():
     assert engine.reserved == [500, 52]
 
 
+def test_the_mean_and_the_largest_count():
+    """k - 1 of the mean, and one of the largest, wherever among them it came."""
+    for largest_at in range(8):
+        engine = Engine(sizes=(8,), n_shared=0)
+        room = room_of(engine, (100,), n_parallel=8, budget=300 * 8)
+        for i in range(8):
+            room.learn([60 if i == largest_at else 28])
+        room.divide()
+        assert engine.reserved == [60 + 7 * 32]  # the mean is (60 + 7 * 28) / 8 = 32
+
+
+def test_after_a_division_without_memory_it_begins_anew():
+    engine = Engine(sizes=(8, 8), n_shared=0)
+    room = room_of(engine, (100, 100), n_parallel=8, budget=3 * 1600)
+    for _ in range(8):
+        room.learn([100, 10])
+    engine.no_memory_above = 0
+    room.divide()
+    assert room.n_cells == []
+    engine.no_memory_above = None
+    room.open(sequence(20, 20), 10)
+    assert engine.reserved == room.n_cells != []
+
+
 def test_nothing_is_divided_for_less_than_a_quarter_more():
     engine = Engine(sizes=(8, 8), n_shared=0)
     room = room_of(engine, (100, 100), n_parallel=8, budget=3 * 1600)

@@ -124,7 +124,7 @@ class Trace:
         assert all(a <= b for a, b in zip(used, engine.reserved, strict=True))
         cost = sum(n * size for n, size in zip(engine.reserved, self.sizes, strict=True))
         assert cost <= self.kv_budget
-        if len(engine.live) == self.n_parallel or schedule._again or schedule._alone:
+        if len(engine.live) == self.n_parallel or schedule._alone:
             return
         if schedule._room.better:  # on purpose
             return
@@ -268,6 +268,7 @@ def test_a_failed_step_costs_only_the_one_whose_fault_it_was(caplog):
     outcomes = run(engine, jobs, n_parallel=3)
     assert said(outcomes) == {"a": " a0 a1 a2", "b": "NaN", "c": " c0 c1 c2", "d": " d0 d1 d2"}
     assert starts(engine) == ["a", "b", "c", "a", "b", "c", "d"]
+    assert [n for kind, n in engine.log if kind == "step"][:6] == [3, 1, 1, 1, 1, 1]
     assert "3 captions failed together" in caplog.text
 
 

@@ -180,7 +180,7 @@ class Room:
 
     def _rounded(self, n: float) -> int:
         step = self._engine.cell_step
-        return max(1, -int(-n // step)) * step
+        return max(1, -(-round(n) // step)) * step
 
     def _reserve(self, cells: list[int]) -> None:
         self._cells, self._used = [], False  # if it fails there are none

@@ -83,11 +83,6 @@ class Schedule:
         self._stopped = False
         self._broken: Exception | None = None  # what the jobs' iterator raised
 
-    @property
-    def n_live(self) -> int:
-        """Captions under way."""
-        return len(self._live)
-
     def stop(self) -> None:
         """Starts no further job; those under way end. May be called from a signal handler."""
         self._stopped = True
@@ -120,18 +115,13 @@ class Schedule:
                 else:
                     return
         finally:
-            self._live.clear()
             with suppress(ModelError):  # the engine was closed meanwhile
                 self._engine.reset()
 
     def _next(self, jobs: Iterator[Job], ready: Callable[[], bool]) -> Job | None:
         """The job to start now; None: first those under way need a step, or there is none left."""
         if self._live and (
-            self._full
-            or self._alone
-            or self._again
-            or self._room.better
-            or len(self._live) >= self._n_parallel
+            self._full or self._alone or self._room.better or len(self._live) >= self._n_parallel
         ):
             return None
         if self._room.better:
@@ -190,7 +180,6 @@ class Schedule:
         """A step failed, with all captions under way; each shows alone whether it was its fault."""
         lost = list(self._live.values())
         self._live.clear()
-        self._full = False
         if len(lost) == 1:
             yield lost[0], error
             return
