@@ -58,7 +58,7 @@ class Decoder {
     const Room & room() const { return room_; }
     bool can_batch() const;  // several sequences at once
 
-    // cells each stage will need for a prompt, without those of the shared text; says whether that is exact
+    // cells each stage will need for a prompt, those of a shared text included; says whether that is exact
     ExpectedRows expect(const Sequence & seq, int32_t n_predict) const;
     std::vector<size_t> cell_bytes() const;  // of one cell in each stage
 

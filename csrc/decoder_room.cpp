@@ -60,9 +60,8 @@ void Decoder::close_room() {
 
 ExpectedRows Decoder::expect(const Sequence & seq, int32_t n_predict) const {
     ExpectedRows rows = expected_rows(plan_, seq, model_.n_layer());
-    const int32_t n_shared = shared_.empty() ? 0 : n_shareable(seq);
     for (int32_t & n : rows.n_live) {
-        n += n_predict - n_shared;
+        n += n_predict;
     }
     return rows;
 }
@@ -85,11 +84,19 @@ bool Decoder::admit(const Sequence & seq, const PrefillOptions & options, Prefil
     }
     const ExpectedRows expected = expect(seq, options.n_predict);
     result.n_cells = expected.n_live;
-    const bool fits = expected.exact ? room_.fits(expected.n_live) : room_.fits(0, expected.n_live[0]);
+    const int32_t n_shared = n_shareable(seq);
+    for (int32_t & n : result.n_cells) {
+        n -= shared_.empty() ? 0 : n_shared;
+    }
+    const bool fits = expected.exact ? room_.fits(result.n_cells) : room_.fits(0, result.n_cells[0]);
+    if (!fits && !shared_.empty() && alive_.empty()) {
+        forget_shared();  // another prompt's text, in the way
+        return admit(seq, options, result, interrupt);
+    }
     if (n_ubatch > room_ubatch_ || !fits) {
         return false;
     }
-    result.n_shared = n_shareable(seq);
+    result.n_shared = n_shared;
     if (shared_.empty() && result.n_shared > 0) {
         if (!room_.fits(std::vector<int32_t>(stages_.size(), result.n_shared))) {
             return false;

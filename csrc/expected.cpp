@@ -17,12 +17,18 @@ ExpectedRows expected_rows(const Plan & plan, const Sequence & seq, int32_t n_la
     const auto make_cut = [&] {
         if (cut->policy.stand_in) {
             Cut blind = *cut;
-            blind.policy.fn = cut->policy.stand_in;
+            size_t n_chosen = 0;
+            blind.policy.fn = [&](const PolicyInput & in) {
+                Choice choice = cut->policy.stand_in(in);
+                n_chosen = choice.kept.size();
+                return choice;
+            };
             blind.policy.needs = ScoreKind::none;
             std::vector<float> no_hidden;
-            compact(seq, choose(blind, seq, live, {}, progress).choice.kept, 0, live, no_hidden);
+            const KeepList kept = choose(blind, seq, live, {}, progress).choice.kept;
+            compact(seq, kept, 0, live, no_hidden);
             if (ends_with_image && cut->policy.needs != ScoreKind::none) {
-                n_more = 1;
+                n_more = kept.size() == n_chosen ? 1 : 0;  // here it was among them, and there it may come on top
                 out.exact = false;
             }
         } else if (n_live_image_tokens(seq, live) > 0) {

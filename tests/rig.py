@@ -62,15 +62,22 @@ class Rig:
 
 
 def prompt(
-    rig: Rig, decoder: core.Decoder, *parts: int | tuple[int, int], seed: int = 0
+    rig: Rig,
+    decoder: core.Decoder,
+    *parts: int | tuple[int, int],
+    seed: int = 0,
+    leading: Sequence[int] = (),
 ) -> core.Sequence:
     """A random prompt: an int is that many text tokens, a pair is an image of that grid.
+
+    The tokens `leading` come before.
 
     Image rows of M-RoPE models get a time, row and column as Qwen2-VL has them; those of gemma3
     see each other in both directions.
     """
     rng = np.random.default_rng(seed)
     seq = core.Sequence(decoder.n_embd_inp)
+    seq.add_text(leading)
     for part in parts:
         if isinstance(part, int):
             seq.add_text([int(t) for t in rng.integers(300, decoder.n_vocab, part)])

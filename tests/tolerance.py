@@ -65,6 +65,16 @@ TABLE = {
     ("cpu", "q8_0", "together = alone"): 1e-5,  # 1.8e-7
     ("cpu", "q8_0, GELU table", "together = alone"): 1e-5,  # 1.0e-6
     ("cpu", "q8_0, experts", "together = alone"): 1e-5,  # 5.2e-14
+    # the same, with cells of others between one's own
+    ("cpu", "f32", "batch = alone"): 5e-12,  # 3.6e-13
+    ("cpu", "f32, GELU table", "batch = alone"): 1e-7,  # 1.5e-8
+    ("cpu", "f32, experts", "batch = alone"): 5e-12,  # 3.1e-13
+    ("cpu", "f16", "batch = alone"): 3e-6,  # 3.1e-7
+    ("cpu", "f16, GELU table", "batch = alone"): 3e-6,  # 2.1e-7
+    ("cpu", "f16, experts", "batch = alone"): 3e-3,  # 3.5e-4
+    ("cpu", "q8_0", "batch = alone"): 1e-5,  # 8.6e-7
+    ("cpu", "q8_0, GELU table", "batch = alone"): 1e-5,  # 1.3e-6
+    ("cpu", "q8_0, experts", "batch = alone"): 1e-5,  # 1.6e-9
     ("cpu", "f32, deep", "pruned = masked"): 5e-11,  # 8.6e-12
     ("cpu", "f32, deep", "scores = NumPy"): 5e-12,  # 4.8e-13
     ("cpu", "f32, deep", "scores = softmax"): 5e-12,  # 3.4e-13

@@ -48,7 +48,8 @@ void register_room(EngineClass & engine) {
             "Caches come in multiples of this many cells.")
         .def("expect", of_batch<std::vector<int32_t>, const Sequence &, int32_t>(&Batch::expect), py::arg("sequence"),
              py::arg("n_predict"),
-             "Cells each stage will need for it: exact for policies that keep a fixed share, an upper bound else.")
+             "Cells each stage will need for it, those of a shared text included: exact for policies that keep a fixed "
+             "share, an upper bound else.")
         .def("reserve", of_batch<void, const std::vector<int32_t> &, int32_t>(&Batch::reserve), py::arg("n_cells"),
              py::arg("n_parallel"),
              "Caches for the captions that start() begins: cells per stage for all together, at most n_parallel at "
