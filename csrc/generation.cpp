@@ -59,22 +59,39 @@ bool Generation::end(const char * reason) {
     return false;
 }
 
+// keeps the first round of the loop that repetition_ found
+bool Generation::end_loop() {
+    tokens_.resize(repetition_.end_of_first_round());
+    text_.clear();
+    for (const int32_t token : tokens_) {
+        text_ += sampler_.piece(token);
+    }
+    return end("repetition");
+}
+
 bool Generation::advance(const float * logits) {
     if (static_cast<int32_t>(tokens_.size()) >= params_.n_predict) {
         return end("length");
+    }
+    if (sampler_.is_over()) {
+        return end("stop");
     }
     const int32_t token = sampler_.sample(logits);
     if (sampler_.ends(token)) {
         return end("stop");
     }
     tokens_.push_back(token);
+    ++n_decoded_;
     text_ += sampler_.piece(token);
     const bool stopped = cut_at_stop(params_.stop, text_);
     if (!show(text_.size() - (stopped ? 0 : undecided(params_.stop, text_)))) {
         return end("cancelled");
     }
-    if (stopped) {
+    if (stopped || sampler_.is_over()) {
         return end("stop");
+    }
+    if (params_.stop_on_repetition && repetition_.push(token)) {
+        return end_loop();
     }
     return static_cast<int32_t>(tokens_.size()) < params_.n_predict || end("length");
 }

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "repetition.h"
 #include "sampler.h"
 
 namespace atp {
@@ -19,6 +20,7 @@ struct GenerationParams {
     SamplingParams sampling;
     int32_t n_predict = 128;
     std::vector<std::string> stop;
+    bool stop_on_repetition = false;                   // a loop ends the caption, after its first round
     std::function<bool(const std::string &)> on_text;  // new whole characters; false ends the caption
 };
 
@@ -32,15 +34,19 @@ class Generation {
     int32_t token() const { return tokens_.back(); }
     const std::vector<int32_t> & tokens() const { return tokens_; }
     const std::string & text() const { return text_; }                    // final once the caption has ended
-    const std::string & finish_reason() const { return finish_reason_; }  // stop, length, cancelled; "" until then
+    const std::string & finish_reason() const { return finish_reason_; }  // see Result; "" until then
+    int32_t n_decoded() const { return n_decoded_; }  // tokens drawn, those of a loop's later rounds included
 
   private:
     bool show(size_t n_bytes);
     bool end(const char * reason);
+    bool end_loop();
 
     GenerationParams params_;
     Sampler sampler_;
+    Repetition repetition_;
     std::vector<int32_t> tokens_;
+    int32_t n_decoded_ = 0;
     std::string text_;
     std::string finish_reason_;
     size_t n_shown_ = 0;  // bytes on_text has been given so far

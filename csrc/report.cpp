@@ -26,7 +26,7 @@ Report make_report(const Sequence & seq, const Plan & plan, const std::vector<Cu
 }
 
 Result make_result(const Generation & generation, Report report) {
-    report.n_decoded = static_cast<int32_t>(generation.tokens().size());
+    report.n_decoded = generation.n_decoded();
     return {generation.text(), generation.tokens(), generation.finish_reason(), "", std::move(report)};
 }
 

@@ -1,10 +1,13 @@
 #include "sampler.h"
 
+#include <algorithm>
 #include <cmath>
+#include <iterator>
 
 #include "errors.h"
 #include "llama.h"
 #include "model.h"
+#include "vocab_text.h"
 
 namespace atp {
 
@@ -24,13 +27,19 @@ int32_t likeliest(const float * logits, int32_t n_vocab) {
     return best;
 }
 
+bool is_better(const llama_token_data & a, const llama_token_data & b) {
+    return a.logit != b.logit ? a.logit > b.logit : a.id < b.id;
+}
+
 }  // namespace
 
 Sampler::Sampler(const Model & model, const SamplingParams & params)
-    : model_(model), chain_(nullptr, llama_sampler_free) {
+    : model_(model), grammar_(params.grammar.empty() ? nullptr : new Grammar(model, params.grammar)),
+      chain_(nullptr, llama_sampler_free), n_wanted_(1) {
     if (params.temp <= 0.0f) {
         return;
     }
+    n_wanted_ = params.top_k > 0 ? params.top_k : model.n_vocab();
     chain_.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
     llama_sampler_chain_add(chain_.get(), llama_sampler_init_top_k(params.top_k));
     llama_sampler_chain_add(chain_.get(), llama_sampler_init_top_p(params.top_p, 1));
@@ -40,20 +49,59 @@ Sampler::Sampler(const Model & model, const SamplingParams & params)
 }
 
 int32_t Sampler::sample(const float * logits) {
-    const int32_t n_vocab = model_.n_vocab();
-    const int32_t best = likeliest(logits, n_vocab);
-    if (!chain_) {
-        return best;
+    int32_t token = likeliest(logits, model_.n_vocab());
+    if (chain_) {
+        fill_candidates(logits);
+        token = draw(candidates_);
     }
-    candidates_.resize(n_vocab);
-    for (int32_t i = 0; i < n_vocab; ++i) {
+    if (grammar_ && !grammar_->allows(token)) {
+        token = draw_fitting(logits);
+    }
+    if (grammar_ && !ends(token)) {
+        grammar_->accept(token);
+    }
+    return token;
+}
+
+void Sampler::fill_candidates(const float * logits) {
+    candidates_.resize(model_.n_vocab());
+    for (int32_t i = 0; i < model_.n_vocab(); ++i) {
         candidates_[i] = {i, logits[i], 0.0f};
     }
-    llama_token_data_array array = {candidates_.data(), candidates_.size(), -1, false};
+}
+
+int32_t Sampler::draw(std::vector<llama_token_data> & candidates) {
+    llama_token_data_array array = {candidates.data(), candidates.size(), -1, false};
     llama_sampler_apply(chain_.get(), &array);
     const llama_token token = array.data[array.selected].id;
     llama_sampler_accept(chain_.get(), token);
     return token;
+}
+
+// asks the grammar about the best candidates first, and about the next ones only while too few of them fit
+int32_t Sampler::draw_fitting(const float * logits) {
+    fill_candidates(logits);
+    fitting_.clear();
+    size_t n_asked = n_wanted_ < candidates_.size() ? 64 : candidates_.size();
+    for (auto begin = candidates_.begin(); begin != candidates_.end() && fitting_.size() < n_wanted_; n_asked *= 16) {
+        const auto left = static_cast<size_t>(candidates_.end() - begin);
+        const auto end = begin + static_cast<ptrdiff_t>(std::min(n_asked, left));
+        std::nth_element(begin, end, candidates_.end(), is_better);
+        llama_token_data_array asked = {&*begin, static_cast<size_t>(end - begin), -1, false};
+        grammar_->apply(asked);
+        std::copy_if(begin, end, std::back_inserter(fitting_),
+                     [](const llama_token_data & candidate) { return candidate.logit > -INFINITY; });
+        begin = end;
+    }
+    if (fitting_.empty()) {
+        throw StageError("grammar: no token of this model can go on with the answer; the grammar asks for characters "
+                         "that its vocabulary does not have");
+    }
+    return chain_ ? draw(fitting_) : std::min_element(fitting_.begin(), fitting_.end(), is_better)->id;
+}
+
+bool Sampler::is_over() const {
+    return grammar_ && grammar_->is_over();
 }
 
 bool Sampler::ends(int32_t token) const {
@@ -61,14 +109,7 @@ bool Sampler::ends(int32_t token) const {
 }
 
 std::string Sampler::piece(int32_t token) const {
-    std::string text(64, '\0');
-    int32_t n = llama_token_to_piece(model_.vocab(), token, text.data(), static_cast<int32_t>(text.size()), 0, false);
-    if (n < 0) {
-        text.resize(-n);
-        n = llama_token_to_piece(model_.vocab(), token, text.data(), static_cast<int32_t>(text.size()), 0, false);
-    }
-    text.resize(n);
-    return text;
+    return token_piece(model_.vocab(), token);
 }
 
 size_t whole_utf8(const std::string & text) {

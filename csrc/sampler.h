@@ -1,6 +1,9 @@
-// Logits -> next token and token -> text, by llama.cpp's own samplers and vocabulary.
+// Logits -> next token and token -> text, by llama.cpp's own samplers, grammar and vocabulary.
 //
-// Knows no stages. Throws StageError (logits that are not numbers).
+// With a grammar the token is drawn first and, if it does not fit, once more among those that do: as llama.cpp's
+// common_sampler_sample does it, greedy is the best token that fits.
+// Knows no stages. Throws StageError (logits that are not numbers; no token of the model fits the
+// grammar) and, for a text that is no grammar, AtpError.
 #pragma once
 
 #include <cstdint>
@@ -8,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "grammar.h"
 #include "llama.h"
 
 namespace atp {
@@ -20,6 +24,7 @@ struct SamplingParams {
     float top_p = 0.95f;
     float min_p = 0.05f;
     uint32_t seed = 0;
+    std::string grammar;  // GBNF; "" for none
 };
 
 class Sampler {
@@ -27,13 +32,20 @@ class Sampler {
     Sampler(const Model & model, const SamplingParams & params);
 
     int32_t sample(const float * logits);    // [n_vocab]
+    bool is_over() const;                    // the grammar allows nothing more
     bool ends(int32_t token) const;          // an end-of-generation token
     std::string piece(int32_t token) const;  // may be part of a UTF-8 character
 
   private:
+    void fill_candidates(const float * logits);
+    int32_t draw(std::vector<llama_token_data> & candidates);
+    int32_t draw_fitting(const float * logits);
+
     const Model & model_;
+    std::unique_ptr<Grammar> grammar_;                                 // null: any text
     std::unique_ptr<llama_sampler, void (*)(llama_sampler *)> chain_;  // null: greedy
-    std::vector<llama_token_data> candidates_;                         // [n_vocab], kept between tokens
+    size_t n_wanted_;                                                  // best candidates the draw looks at
+    std::vector<llama_token_data> candidates_, fitting_;               // kept between tokens
 };
 
 // how many bytes at the front of `text` are whole UTF-8 characters

@@ -8,8 +8,10 @@ namespace atp::python {
 namespace {
 
 Started start(EngineHandle & engine, const Sequence & seq, int32_t n_predict, float temp, int32_t top_k, float top_p,
-              float min_p, uint32_t seed, const std::vector<std::string> & stop) {
-    GenerationParams params = {{temp, top_k, top_p, min_p, seed}, n_predict, stop, {}};
+              float min_p, uint32_t seed, const std::vector<std::string> & stop, const std::string & grammar,
+              bool stop_on_repetition) {
+    GenerationParams params =
+        generation_params(n_predict, temp, top_k, top_p, min_p, seed, stop, grammar, stop_on_repetition);
     return without_gil([&](Interrupt & interrupt) {
         return engine.use([&](Engine & e) { return e.batch().start(seq, std::move(params), interrupt); });
     });
@@ -69,7 +71,8 @@ void register_batch(py::module_ & m, EngineClass & engine) {
     engine
         .def("start", &start, py::arg("sequence"), py::kw_only(), py::arg("n_predict") = 128, py::arg("temp") = 0.0f,
              py::arg("top_k") = 40, py::arg("top_p") = 0.95f, py::arg("min_p") = 0.05f, py::arg("seed") = 0,
-             py::arg("stop") = std::vector<std::string>{},
+             py::arg("stop") = std::vector<std::string>{}, py::arg("grammar") = "",
+             py::arg("stop_on_repetition") = false,
              "Prefills one caption into the reserved caches. An exception costs this caption only.")
         .def("step", &step,
              "One token for every caption under way, in one graph. Returns (slot, result) of those that ended; their "

@@ -14,6 +14,7 @@
 #include "anyres.h"
 #include "atp_policy.h"
 #include "errors.h"
+#include "generation.h"
 #include "interrupt.h"
 #include "plan.h"
 
@@ -28,6 +29,7 @@ void register_sequence(py::module_ & m);
 void register_decoder(py::module_ & m);
 void register_reference(py::module_ & m);
 void register_engine(py::module_ & m);
+void register_grammar(py::module_ & m);
 void register_tiles(py::module_ & m);
 void register_sidecar(py::module_ & m);
 void register_quantise(py::module_ & m);
@@ -82,6 +84,11 @@ auto without_gil(Work work) {
 // what a policy sees when the image tokens `live` (ascending) are alive on patch grids of these rows and columns
 PolicyInput live_tokens(const std::vector<int32_t> & live, const std::vector<std::pair<int32_t, int32_t>> & grids,
                         bool causal);
+
+// of generate() and start(); throws AtpError for a grammar that cannot be followed
+GenerationParams generation_params(int32_t n_predict, float temp, int32_t top_k, float top_p, float min_p,
+                                   uint32_t seed, const std::vector<std::string> & stop, const std::string & grammar,
+                                   bool stop_on_repetition);
 
 // None: no budget. A float is a fraction of the image tokens, an int their count; throws PlanError for others
 std::optional<AtpBudget> to_budget(const py::object & budget);

@@ -14,6 +14,7 @@ PYBIND11_MODULE(_core, m) {
     atp_py::register_reference(m);
     atp_py::register_tiles(m);
     atp_py::register_engine(m);
+    atp_py::register_grammar(m);
     atp_py::register_sidecar(m);
     atp_py::register_atp_head(m);
     atp_py::register_quantise(m);

@@ -15,7 +15,8 @@ class Caption:
 
     Attributes:
         text: the answer, white space at its ends dropped.
-        finish_reason: "stop" (the model ended it), "length" (n_predict reached) or "cancelled".
+        finish_reason: "stop" (the model, a stop text or the grammar ended it), "length" (n_predict
+            reached), "repetition" (a loop, of which the text keeps one round) or "cancelled".
         report: counts, times and bytes; see ``atp_cpp._core.Report``.
         plan: the cuts that were made, as layer counts.
         t_load: ms to open the images, and to prepare them if the projector's file says how.

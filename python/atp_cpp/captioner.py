@@ -231,14 +231,8 @@ class Captioner:
                 text,
                 [as_tiles(image, spec) for image in prepared] if spec else pixels,
                 plan=self._cuts(engine, plan),
-                n_predict=draw.n_predict,
-                temp=draw.temp,
-                top_k=draw.top_k,
-                top_p=draw.top_p,
-                min_p=draw.min_p,
-                seed=draw.seed,
-                stop=list(draw.stop),
                 on_token=on_token,
+                **draw.engine_options(),
             )
         return Caption(
             text=result.text.strip(),

@@ -1,4 +1,4 @@
-"""What the user asks for: where to cut, what to keep, how to sample. Checked before loading.
+"""What the user asks for: where to cut and what to keep. Checked before loading.
 
 Text form of a cut: ``NAME[:key=value,…]``, for instance ``fastv:keep=0.25,after=2``. A plan is
 several cuts. ``atp[:budget=F|N]`` stands for all cuts of a sidecar. Knows nothing of models;
@@ -7,14 +7,14 @@ several cuts. ``atp[:budget=F|N]`` stands for all cuts of a sidecar. Knows nothi
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeAlias
 
 from atp_cpp._core import Cut, policy_names
-from atp_cpp.errors import AtpError, PlanError
+from atp_cpp.errors import PlanError
+from atp_cpp.sampling import SamplingConfig as SamplingConfig
 
 ATP = "atp"  # the policy whose cuts a sidecar brings
 POLICIES = (*policy_names(), ATP)
@@ -342,44 +342,3 @@ def _ranges(values: Sequence[int]) -> str:
 def format_cuts(legal_cuts: Sequence[int]) -> str:
     """Layer counts as text: "1-11", "2, 4-6", or "none"."""
     return _ranges(sorted(legal_cuts)) or "none"
-
-
-@dataclass(frozen=True, slots=True)
-class SamplingConfig:
-    """How the text is drawn.
-
-    Attributes:
-        n_predict: at most this many tokens, >= 1.
-        temp: 0 is greedy.
-        top_k: draw among the k likeliest; 0 for all.
-        top_p: … that make up this probability, in (0, 1].
-        min_p: … that have at least this share of the likeliest's probability, in [0, 1].
-        seed: of the draw.
-        stop: texts that end the caption; they are not part of it.
-    """
-
-    n_predict: int = 128
-    temp: float = 0.0
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    seed: int = 0
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Raises AtpError naming the field that cannot be."""
-        checks = (
-            (self.n_predict >= 1, f"n_predict must be at least 1, got {self.n_predict}"),
-            (
-                math.isfinite(self.temp) and self.temp >= 0,
-                f"temp must be 0 (greedy) or more, got {self.temp}",
-            ),
-            (self.top_k >= 0, f"top_k must be 0 (all) or more, got {self.top_k}"),
-            (0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}"),
-            (0 <= self.min_p <= 1, f"min_p must lie in 0 … 1, got {self.min_p}"),
-            (0 <= self.seed < 2**32, f"seed must lie in 0 … 2^32 - 1, got {self.seed}"),
-            (all(self.stop), "a stop text must not be empty"),
-        )
-        for holds, message in checks:
-            if not holds:
-                raise AtpError(message)

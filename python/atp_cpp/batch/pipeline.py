@@ -109,7 +109,7 @@ class _Batch:
         options, captioner = self._options, self._captioner
         with captioner.open_batch(options.plan) as engine:
             self._config_hash = captioner.config_hash(plan=options.plan, sampling=options.sampling)
-            encoder = Encoder(engine, captioner.render, _draw(options.sampling))
+            encoder = Encoder(engine, captioner.render, options.sampling.engine_options())
             if options.embeddings is not None:
                 encoder.embeddings, encoder.encoder_id = options.embeddings, encoder_id(captioner)
             self._schedule = schedule = Schedule(
@@ -180,11 +180,6 @@ class _Batch:
             return json.loads(text)
         except ValueError:
             return None
-
-
-def _draw(sampling: SamplingConfig) -> dict[str, Any]:
-    names = ("n_predict", "temp", "top_k", "top_p", "min_p", "seed")
-    return {name: getattr(sampling, name) for name in names} | {"stop": list(sampling.stop)}
 
 
 class _InOrder:
