@@ -2,6 +2,7 @@
 
 import base64
 import itertools
+import json
 import threading
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atp_cpp import Captioner
+from atp_cpp import Captioner, SamplingConfig
 from atp_cpp.errors import AtpError, ImageError, ModelError, PlanError, StageError
 from atp_cpp.images import load_image
 
@@ -208,6 +209,32 @@ def test_messages_that_cannot_be(fake_engine, messages, says):
     assert says in refused(cap, messages)
 
 
+SCHEMA = {
+    "type": "object",
+    "properties": {"shape": {"enum": ["circle", "square"]}, "n": {"type": "integer"}},
+    "required": ["shape", "n"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("response_format", "schema"),
+    [
+        (None, None),
+        ({"type": "text"}, None),
+        ({"type": "json_object"}, {"type": "object"}),
+        ({"type": "json_object", "schema": SCHEMA}, SCHEMA),
+        ({"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA}}, SCHEMA),
+    ],
+)
+def test_response_formats_are_grammars(fake_engine, scene, response_format, schema):
+    cap, engine = make(fake_engine())
+    cap.create_chat_completion(ask(scene), response_format=response_format)
+    draw = SamplingConfig(json_schema="" if schema is None else json.dumps(schema))
+    assert engine.calls[0]["grammar"] == draw.engine_options()["grammar"]
+    assert bool(engine.calls[0]["grammar"]) == (schema is not None)
+
+
 @pytest.mark.parametrize(
     "response_format",
     ["json", {"type": "xml"}, {"type": "json_schema"}, {"type": "json_schema", "json_schema": {}},
@@ -216,6 +243,13 @@ def test_messages_that_cannot_be(fake_engine, messages, says):
 def test_response_formats_that_cannot_be(fake_engine, scene, response_format):
     cap, engine = make(fake_engine())
     assert "response_format: " in refused(cap, ask(scene), response_format=response_format)
+    assert engine.calls == []
+
+
+def test_schemas_that_cannot_be(fake_engine, scene):
+    cap, engine = make(fake_engine())
+    asked = {"type": "json_object", "schema": {"type": "no such"}}
+    assert "no such" in refused(cap, ask(scene), response_format=asked, stream=True)
     assert engine.calls == []
 
 
@@ -253,3 +287,29 @@ def test_real_streams_can_be_left(demo_captioner):
     chunks.close()
     caption = demo_captioner.caption(EXAMPLE)
     assert caption.finish_reason == "stop"
+
+
+def test_real_answers_follow_a_schema(demo_captioner):
+    response_format = {"type": "json_schema", "json_schema": {"schema": SCHEMA}}
+    for stream in (False, True):
+        out = demo_captioner.create_chat_completion(
+            ask(EXAMPLE), response_format=response_format, stream=stream
+        )
+        if stream:
+            pieces = [chunk["choices"][0]["delta"].get("content", "") for chunk in out]
+            answer = json.loads("".join(pieces))
+        else:
+            answer = json.loads(out["choices"][0]["message"]["content"])
+        assert set(answer) == {"shape", "n"}
+        assert answer["shape"] in ("circle", "square")
+        assert isinstance(answer["n"], int)
+
+
+def test_real_answers_are_any_object(demo_captioner):
+    out = demo_captioner.create_chat_completion(
+        ask(EXAMPLE), response_format={"type": "json_object"}, max_tokens=200
+    )
+    content = out["choices"][0]["message"]["content"]
+    if out["choices"][0]["finish_reason"] == "stop":
+        assert isinstance(json.loads(content), dict)
+    assert content.startswith("{")

@@ -124,9 +124,8 @@ def create_chat_completion(
         min_p=min_p,
         seed=_DRAW.seed if seed is None else seed,
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        json_schema=_schema(response_format),
     )
-    if _schema(response_format):
-        raise AtpError("response_format: JSON answers are not built in yet")
     captioner.render(turns)  # refuses what cannot be rendered, before anything is streamed
 
     def answer(on_token: Callable[[str], bool] | None = None) -> Caption:
