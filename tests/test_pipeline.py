@@ -81,6 +81,31 @@ def test_a_row_says_all(make, folder):
     assert row.parsed is None
 
 
+@pytest.mark.parametrize(
+    ("answer", "n_predict", "parsed"),
+    [
+        ('{"a": [1, 2]}', 9, {"a": [1, 2]}), ('{"a": [1, 2]}', 2, None),
+        ('{"a": 1} x', 2, {"a": 1}), ("[1, 2", 9, None), ("12", 9, 12), ("12 34", 1, None), ("no", 9, None),
+    ],
+)  # fmt: skip
+def test_an_answer_by_a_schema_is_parsed(make, monkeypatch, answer, n_predict, parsed):
+    """A number that was cut short is none."""
+    cap, engine = make()
+    encode = engine.encode
+
+    def encode_as(*args, **options):
+        sequence = encode(*args, **options)
+        sequence.words = tuple(f" {word}" for word in answer.split())
+        return sequence
+
+    monkeypatch.setattr(engine, "encode", encode_as)
+    draw = SamplingConfig(n_predict=n_predict, json_schema='{"type": "object"}')
+    (row,) = cap.caption_many([picture(1)], sampling=draw)
+    assert row.parsed == parsed
+    (row,) = cap.caption_many([picture(1)], sampling=SamplingConfig(n_predict=n_predict))
+    assert row.parsed is None
+
+
 def test_every_kind_of_image(make, folder):
     cap, _ = make()
     item = Item("mine", "a.tar/b.png", folder[4].read_bytes, ("X?", "Y?"))

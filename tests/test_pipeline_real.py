@@ -1,5 +1,6 @@
 """caption_many on the real engine: however they are batched, captions are those of one by one."""
 
+import json
 import random
 import signal
 import threading
@@ -173,6 +174,29 @@ def test_each_draw_is_as_if_alone(tiny_files):
             rows = cap.caption_many(images, batch_size=batch_size, sampling=hot)
             assert [row.caption for row in rows] == one_by_one
     assert len(set(one_by_one)) == 6
+
+
+def test_a_schema_makes_objects(tiny_captioner):
+    schema = json.dumps({"type": "object", "properties": {"red": {"type": "boolean"}},
+                         "required": ["red"], "additionalProperties": False})  # fmt: skip
+    draw = SamplingConfig(n_predict=40, json_schema=schema)
+    rows = list(tiny_captioner.caption_many(noise(6), batch_size=3, sampling=draw))
+    for row in rows:
+        alone = tiny_captioner.caption(noise(6)[int(row.custom_id)], sampling=draw)
+        assert row.caption == alone.text
+        assert row.parsed == (json.loads(row.caption) if row.finish_reason == "stop" else None)
+    assert any(isinstance(row.parsed, dict) and list(row.parsed) == ["red"] for row in rows)
+    short = SamplingConfig(n_predict=2, json_schema=schema)
+    (row,) = tiny_captioner.caption_many(noise(1), sampling=short)
+    assert (row.finish_reason, row.parsed) == ("length", None)
+
+
+def test_loops_end(tiny_captioner):
+    draw = SamplingConfig(n_predict=200, stop_on_repetition=True)
+    rows = list(tiny_captioner.caption_many(noise(8), sampling=draw))
+    alone = [tiny_captioner.caption(image, sampling=draw) for image in noise(8)]
+    assert [row.caption for row in rows] == [caption.text for caption in alone]
+    assert [row.finish_reason for row in rows] == [caption.finish_reason for caption in alone]
 
 
 def test_a_closed_captioner(tiny_files):

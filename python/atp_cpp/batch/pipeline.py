@@ -168,18 +168,21 @@ class _Batch:
             self._options.sampling.seed,
             custom_id=asked.item.custom_id,
             sha256=asked.sha256,
-            parsed=self._parsed(caption.text),
+            parsed=self._parsed(caption),
             config_hash=self._config_hash,
         )
 
-    def _parsed(self, text: str) -> Any:
+    def _parsed(self, caption: Caption) -> Any:
         """The object that a JSON schema made of the answer; None without one, or cut short."""
-        if not getattr(self._options.sampling, "json_schema", ""):
+        if not self._options.sampling.json_schema:
             return None
         try:
-            return json.loads(text)
+            value = json.loads(caption.text)
         except ValueError:
             return None
+        # "12" may be the beginning of 123; all else is whole if it can be read
+        cut_short = caption.finish_reason != "stop" and isinstance(value, (int, float))
+        return None if cut_short else value
 
 
 class _InOrder:
