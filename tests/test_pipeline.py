@@ -85,7 +85,8 @@ def test_a_row_says_all(make, folder):
     ("answer", "n_predict", "parsed"),
     [
         ('{"a": [1, 2]}', 9, {"a": [1, 2]}), ('{"a": [1, 2]}', 2, None),
-        ('{"a": 1} x', 2, {"a": 1}), ("[1, 2", 9, None), ("12", 9, 12), ("12 34", 1, None), ("no", 9, None),
+        ('{"a": 1} x', 2, {"a": 1}), ("[1, 2", 9, None), ("12", 9, 12), ("12 34", 1, None),
+        ("no", 9, None),
     ],
 )  # fmt: skip
 def test_an_answer_by_a_schema_is_parsed(make, monkeypatch, answer, n_predict, parsed):
