@@ -23,6 +23,7 @@ bool writes_memory(const ggml_tensor * node) {
         case GGML_OP_CPY:
         case GGML_OP_SET:
         case GGML_OP_ACC:
+        case GGML_OP_SCALE:  // in place: a recurrent state is cleared for a new sequence
             break;
         default:
             return false;

@@ -6,6 +6,9 @@ import pytest
 from atp_cpp import _core as core
 from batch_runs import facts, prompt_of, reserve_for, run
 from rig import EXACT
+from tiny_models import DecoderShape
+from tiny_models.decoders import decoder_metadata
+from tiny_models.gguf_file import matrix, norm, vector, write_gguf
 
 pytest_plugins = ["fixtures_engine"]
 
@@ -214,4 +217,66 @@ def test_an_image_larger_than_a_ubatch_where_rows_see_each_other(make_engine, pi
     seq = engine.encode(prompt_of(engine), pictures[:1])
     reserve_for(engine, [seq], [9], 3)
     assert [facts(r) for r in run(engine, [seq] * 5, [9] * 5)] == [expected] * 5
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def mamba(tiny_model, tmp_path_factory):
+    """A random model of four state-space layers: a memory that is no KV cache."""
+    n_embd, n_inner, n_state, n_conv, n_dt = 64, 128, 8, 4, 4
+    shape = DecoderShape(arch="llama", n_layer=4, n_embd=n_embd)
+    kept = ("general", "tokenizer", "llama.context", "llama.embed", "llama.block", "llama.vocab")
+    metadata = {
+        key.replace("llama.", "mamba.", 1) if key.startswith("llama.") else key: value
+        for key, value in decoder_metadata(shape).items()
+        if key.startswith(kept)
+    } | {
+        "mamba.ssm.conv_kernel": n_conv,
+        "mamba.ssm.inner_size": n_inner,
+        "mamba.ssm.state_size": n_state,
+        "mamba.ssm.time_step_rank": n_dt,
+        "mamba.attention.layer_norm_rms_epsilon": 1e-6,
+    }
+    tensors = [
+        matrix("token_embd.weight", shape.n_vocab, n_embd, 8.0),
+        norm("output_norm.weight", n_embd),
+        matrix("output.weight", shape.n_vocab, n_embd, 3.0),
+    ]
+    for il in range(shape.n_layer):
+        pre = f"blk.{il}."
+        tensors += [
+            norm(pre + "attn_norm.weight", n_embd),
+            matrix(pre + "ssm_in.weight", 2 * n_inner, n_embd),
+            matrix(pre + "ssm_conv1d.weight", n_inner, n_conv, keep_f32=True),
+            vector(pre + "ssm_conv1d.bias", n_inner, 0.1),
+            matrix(pre + "ssm_x.weight", n_dt + 2 * n_state, n_inner),
+            matrix(pre + "ssm_dt.weight", n_inner, n_dt),
+            vector(pre + "ssm_dt.bias", n_inner, 0.1),
+            matrix(pre + "ssm_a", n_inner, n_state, -0.1, keep_f32=True),
+            vector(pre + "ssm_d", n_inner, 1.0),
+            matrix(pre + "ssm_out.weight", n_embd, n_inner),
+        ]
+    path = tmp_path_factory.mktemp("mamba") / "mamba.gguf"
+    write_gguf(path, arch="mamba", metadata=metadata, tensors=tensors, weight_type="f32", seed=1)
+    return path
+
+
+def test_another_kind_of_memory_takes_one_at_a_time(mamba):
+    engine = core.Engine(str(mamba), n_ctx=512, n_threads=1)
+    assert not engine.info.can_batch
+    prompts = ["abc def", "abc xyz and more", "q"]
+    expected = [facts(engine.generate(p, [], n_predict=9)) for p in prompts]
+    assert len({text for (text, *_), *_ in expected}) == 3
+    with pytest.raises(core.StageError, match="n_parallel must be 1 to 1 for architecture 'mamba'"):
+        engine.reserve([100], 2)
+    engine.reserve([100], 1)
+    sequences = [engine.encode(p, []) for p in prompts]
+    plain = core.Reference(core.ModelParams(str(mamba), n_ctx=512, n_threads=1))
+    for seq, ((_, tokens, *_), *_) in zip(sequences, expected, strict=True):
+        assert tokens[0] == np.argmax(plain.prefill(seq)), "its state is cleared in between"
+    assert engine.start(sequences[0], n_predict=9).slot == 0
+    assert engine.start(sequences[1], n_predict=9).slot == -1
+    engine.reset()
+    for _ in range(2):
+        assert [facts(r) for r in run(engine, sequences, [9] * 3)] == expected
     engine.close()
