@@ -221,15 +221,22 @@ void Decoder::run(const Sequence & seq, const PrefillOptions & options, Interrup
         } else {
             size_cache(stage, n_cells, n_rows_at_once(seq));
         }
+        if (goes_aside()) {
+            prepare_side(stage, static_cast<int32_t>(live.size()), result.n_shared, n_rows_at_once(seq));
+        }
         StageInput in;
         in.seq = &seq;
         in.live = &live;
-        in.seq_id = options.seq_id;
+        in.seq_id = goes_aside() ? 0 : options.seq_id;
+        in.cache = goes_aside() ? &stage.side_cache() : &stage.cache();
         in.score = cut != plan_.end() && n_image_tokens > 0 ? cut->policy.needs : ScoreKind::none;
         in.merge_kinds = live.size() + result.n_shared < seq.rows.size();
         in.all_logits = options.all_logits;
         scheduler_->forget_plan();
         out = stage.prefill(in, hidden, scheduler_->get(), interrupt);
+        if (goes_aside()) {
+            join(stage, options.seq_id, result.n_shared);
+        }
         progress.spent += static_cast<double>(n_image_tokens) * (stage.range().il_last - stage.range().il_first);
         if (cut != plan_.end()) {
             make_cut();
@@ -298,6 +305,7 @@ void Decoder::remove(int32_t seq_id) {
         forget_shared();
         for (const auto & stage : stages_) {
             stage->cache().wipe();
+            stage->side_cache().wipe();
         }
         dirty_ = false;
     }
@@ -313,13 +321,14 @@ void Decoder::release() {
     }
     for (const auto & stage : stages_) {
         stage->cache().release();
+        stage->side_cache().release();
     }
 }
 
 size_t Decoder::kv_bytes() const {
     size_t sum = 0;
     for (const auto & stage : stages_) {
-        sum += stage->cache().bytes();
+        sum += stage->cache().bytes() + stage->side_cache().bytes();
     }
     return sum;
 }

@@ -90,6 +90,9 @@ class Decoder {
     void compute_shared(const Sequence & seq, int32_t n_rows, Interrupt & interrupt);
     void forget_shared();
     void size_cache(Stage & stage, int32_t n_rows, int32_t n_ubatch);
+    bool goes_aside() const { return room_.is_open() && n_parallel_ > 1; }
+    void prepare_side(Stage & stage, int32_t n_rows, int32_t n_shared, int32_t n_ubatch);
+    void join(Stage & stage, int32_t seq_id, int32_t n_shared);
     void run(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt, PrefillResult & result);
     void look_for_nan(const std::vector<float> & logits);
 

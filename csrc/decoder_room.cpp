@@ -55,6 +55,9 @@ void Decoder::close_room() {
     if (room_.is_open()) {
         forget_shared();
         room_.close();
+        for (const auto & stage : stages_) {
+            stage->side_cache().release();
+        }
     }
 }
 
@@ -104,11 +107,35 @@ bool Decoder::admit(const Sequence & seq, const PrefillOptions & options, Prefil
         compute_shared(seq, result.n_shared, interrupt);
     }
     for (const auto & stage : stages_) {
-        if (result.n_shared > 0) {
+        if (result.n_shared > 0 && !goes_aside()) {
             stage->cache().share(n_parallel_, options.seq_id, result.n_shared);
         }
     }
     return true;
+}
+
+// a prompt is prefilled beside the others: among them, attention would look at every cell of all, if only to skip it
+void Decoder::prepare_side(Stage & stage, int32_t n_rows, int32_t n_shared, int32_t n_ubatch) {
+    StageCache & side = stage.side_cache();
+    side.reserve(n_rows + n_shared, n_ubatch, 1);
+    if (dirty_) {
+        side.wipe();
+    }
+    if (n_shared > 0) {
+        side.copy(stage.cache(), n_parallel_, 0);
+        side.remove(0, n_shared, -1);
+    }
+}
+
+void Decoder::join(Stage & stage, int32_t seq_id, int32_t n_shared) {
+    StageCache & side = stage.side_cache();
+    if (n_shared > 0) {
+        side.remove(0, 0, n_shared);
+    }
+    stage.cache().copy(side, 0, seq_id);
+    if (n_shared > 0) {
+        stage.cache().share(n_parallel_, seq_id, n_shared);
+    }
 }
 
 // the rows whose text the open room holds, or could hold; one row at least is left to compute

@@ -8,6 +8,7 @@
 //   llm_graph_result  set_inputs, can_reuse, get_fused_nodes, get_ctx, inputs, t_logits
 //   llm_graph_input_* embd (token and embedding leaves), attn_kv / attn_kv_iswa / attn_k / mem_hybrid (k index leaves)
 //   llama_kv_cache    the constructor's order of calls: filter for every layer, then reuse followed by filter
+//   llama_memory_i    state_write / state_read of one sequence, through llama_io_*: cells from one cache to another
 //   llama_quant_*     compute_types over all tensors, sorted by weight_name_comparer: what the quantiser decides
 //   llama_grammar_*   parser (parse_rule throws the reason), init, apply, accept_str, stacks; what grammar_check limits
 //   llama_batch_*     batch_ext without a context; an allocator with two positions a token accepts position gaps
@@ -24,6 +25,7 @@
 #include "llama-ext.h"
 #include "llama-grammar.h"
 #include "llama-graph.h"
+#include "llama-io.h"
 #include "llama-kv-cache-iswa.h"
 #include "llama-kv-cache.h"
 #include "llama-memory-hybrid.h"

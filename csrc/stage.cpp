@@ -56,7 +56,8 @@ int growing_dim(const Shape & few, const Shape & more) {
 }  // namespace
 
 Stage::Stage(const Model & model, StageRange range)
-    : model_(model), range_(range), cache_(model, range), batcher_(model), graph_(model, range) {
+    : model_(model), range_(range), cache_(model, range), side_cache_(model, range), batcher_(model),
+      graph_(model, range) {
     // look at the graphs once: are they legal, what do they read, where do rows lie, where would a score come from
     cache_.reserve(n_probe, n_probe, 1);
     const ggml_backend_sched_ptr sched(model.new_sched(model.max_nodes()));
@@ -129,7 +130,7 @@ void Stage::run_segment(Run & run, const Segment & segment) {
     }
     // rows that see each other in both directions must be computed together
     const int32_t n_ubatch = segment.causal ? model_.params().n_ubatch : static_cast<int32_t>(rows.size());
-    const auto placed = batcher_.place(*cache_.memory(), rows, n_ubatch);
+    const auto placed = batcher_.place(*run.in.cache->memory(), rows, n_ubatch);
     do {
         run.interrupt.check();
         if (!placed->apply()) {

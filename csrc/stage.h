@@ -22,6 +22,7 @@ struct StageInput {
     const Sequence * seq = nullptr;
     const std::vector<int32_t> * live = nullptr;  // indices into seq->rows, ascending
     int32_t seq_id = 0;
+    StageCache * cache = nullptr;  // what it goes through and into: the stage's own, or its side cache
     ScoreKind score = ScoreKind::none;
     bool merge_kinds = false;  // text and image rows may share a ubatch where the stage does not read the prompt
     bool all_logits = false;   // the last stage gives logits of all rows, not of the last one only
@@ -44,6 +45,10 @@ class Stage {
     StageCache & cache() { return cache_; }
     const StageCache & cache() const { return cache_; }
 
+    // of one prompt, beside the cache of many: attention there does not look at the cells of others
+    StageCache & side_cache() { return side_cache_; }
+    const StageCache & side_cache() const { return side_cache_; }
+
     size_t cell_bytes() const { return cell_bytes_; }  // of the cache, in all layers of the stage
 
     // the layer scores come from, -1 for none
@@ -62,6 +67,7 @@ class Stage {
     const Model & model_;
     StageRange range_;
     StageCache cache_;
+    StageCache side_cache_;
     Batcher batcher_;
     CutGraph graph_;
     bool reads_prompt_ = true;

@@ -1,5 +1,6 @@
 #include "stage_cache.h"
 
+#include "cache_copy.h"
 #include "errors.h"
 #include "llama_private.h"
 #include "log_capture.h"
@@ -191,6 +192,14 @@ size_t StageCache::cell_bytes() const {
 
 void StageCache::share(int32_t from, int32_t to, int32_t n_pos) {
     memory_->seq_cp(from, to, 0, n_pos);
+}
+
+void StageCache::copy(const StageCache & other, int32_t from, int32_t to) {
+    copy_sequence(*other.memory_, from, *memory_, to);
+}
+
+void StageCache::remove(int32_t seq_id, int32_t first, int32_t last) {
+    memory_->seq_rm(seq_id, first, last);
 }
 
 void StageCache::remove(int32_t seq_id) {

@@ -35,9 +35,11 @@ class StageCache {
     size_t cell_bytes() const;  // of one cell, in all layers
 
     void share(int32_t from, int32_t to, int32_t n_pos);  // the first positions of `from` belong to `to` as well
-    void remove(int32_t seq_id);                          // forget one sequence
-    void wipe();                                          // forget all, the values in the buffers too
-    void release();                                       // free the buffers
+    void copy(const StageCache & other, int32_t from, int32_t to);  // that cache's sequence `from` becomes our `to`
+    void remove(int32_t seq_id, int32_t first, int32_t last);  // positions [first, last) of it; last -1: all behind
+    void remove(int32_t seq_id);                               // forget one sequence
+    void wipe();                                               // forget all, the values in the buffers too
+    void release();                                            // free the buffers
 
   private:
     const Model & model_;
