@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
 from atp_cpp.batch.room import parse_size
 from atp_cpp.batch.shard import parse_shard
-from atp_cpp.cli_args import add_draw, whole
+from atp_cpp.cli_args import add_draw, draw_from, whole
+from atp_cpp.config import SamplingConfig
 from atp_cpp.errors import AtpError
 from atp_cpp.prompts import DEFAULT_PROMPT
 
@@ -41,7 +43,7 @@ def add_inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
-    """-p, --prompt-file, -n, --temp, --seed."""
+    """-p, --prompt-file, -n, --temp, --seed, --json-schema, --grammar, --stop-on-repetition."""
     group = parser.add_argument_group("question and answer")
     group.add_argument(
         "-p",
@@ -52,6 +54,17 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--prompt-file", metavar="F", help="a file that holds the prompt")
     add_draw(group)
+    group.add_argument(
+        "--json-schema",
+        metavar="JSON|F",
+        help="answers are JSON of this schema, given as text or as a file",
+    )
+    group.add_argument("--grammar", metavar="GBNF|F", help="answers follow this llama.cpp grammar")
+    group.add_argument(
+        "--stop-on-repetition",
+        action="store_true",
+        help="end an answer that repeats itself word for word",
+    )
 
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:
@@ -141,6 +154,28 @@ def prompts_from(args: argparse.Namespace) -> tuple[str, ...]:
     if doubled:
         raise AtpError(f"the prompt {doubled[0]!r} is given twice; an image has one answer to each")
     return tuple(prompts) or (DEFAULT_PROMPT,)
+
+
+def sampling_from(args: argparse.Namespace) -> SamplingConfig:
+    """How answers are drawn.
+
+    Raises:
+        AtpError: values that cannot be, or a file that cannot be read.
+    """
+    return replace(
+        draw_from(args),
+        json_schema=_text_or_file(args.json_schema, "--json-schema", start="{"),
+        grammar=_text_or_file(args.grammar, "--grammar", start="root"),
+        stop_on_repetition=args.stop_on_repetition,
+    )
+
+
+def _text_or_file(value: str | None, option: str, *, start: str) -> str:
+    if value is None:
+        return ""
+    if value.lstrip().startswith(start) or "\n" in value:
+        return value
+    return _read(value, option)
 
 
 def _read(path: str, option: str) -> str:

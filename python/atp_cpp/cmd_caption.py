@@ -23,7 +23,6 @@ from atp_cpp.captioner import Captioner
 from atp_cpp.cli_args import (
     add_model_arguments,
     add_policy_arguments,
-    draw_from,
     open_captioner,
     policy_from,
 )
@@ -33,6 +32,7 @@ from atp_cpp.cli_run_args import (
     add_questions,
     add_speed,
     prompts_from,
+    sampling_from,
 )
 from atp_cpp.config import PolicyLike, SamplingConfig
 from atp_cpp.errors import AtpError
@@ -59,7 +59,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def run(args: argparse.Namespace, output: Output) -> int:
     """Captions all images; a bad one among several costs its own row only."""
-    plan, sampling, prompts = policy_from(args), draw_from(args), prompts_from(args)
+    plan, sampling, prompts = policy_from(args), sampling_from(args), prompts_from(args)
     _check(args)
     if _is_single(args, prompts):
         return _run_single(args, output, plan, sampling, prompts[0])
