@@ -191,10 +191,12 @@ def test_a_schema_makes_objects(tiny_captioner):
     assert (row.finish_reason, row.parsed) == ("length", None)
 
 
-def test_loops_end(tiny_captioner):
+def test_loops_end(tiny_files):
     draw = SamplingConfig(n_predict=200, stop_on_repetition=True)
-    rows = list(tiny_captioner.caption_many(noise(8), sampling=draw))
-    alone = [tiny_captioner.caption(image, sampling=draw) for image in noise(8)]
+    model, mmproj = tiny_files
+    with Captioner(model, mmproj=mmproj, n_ctx=512, n_threads=1, **F32) as captioner:
+        rows = list(captioner.caption_many(noise(8), sampling=draw))
+        alone = [captioner.caption(image, sampling=draw) for image in noise(8)]
     assert [row.caption for row in rows] == [caption.text for caption in alone]
     assert [row.finish_reason for row in rows] == [caption.finish_reason for caption in alone]
 
