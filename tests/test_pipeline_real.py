@@ -282,8 +282,8 @@ def demo():
         yield cap
 
 
-def one_by_one(demo, n, policy=None):
-    return [demo.caption(labelled(i)[0], policy=policy).text for i in range(n)]
+def one_by_one(demo, n):
+    return [demo.caption(labelled(i)[0]).text for i in range(n)]
 
 
 def is_right(text, number):
@@ -303,18 +303,19 @@ def test_60_labelled_pictures_each_its_own_caption(demo):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("policy", "sizes"), [(None, range(1, 9)), ("none", (8,)), ("fastv:keep=0.25,after=4", (5, 8))]
-)
-def test_500_labelled_pictures_in_every_order_and_size(demo, tmp_path, policy, sizes):
-    texts = one_by_one(demo, 500, policy)
+def test_500_labelled_pictures_in_other_orders_and_sizes(demo, tmp_path):
+    texts = one_by_one(demo, 500)
     assert sum(is_right(text, i) for i, text in enumerate(texts)) >= 400
-    for batch_size in sizes:
+    for batch_size in (3, 8):
         order = random.Random(batch_size).sample(range(500), 500)
         rows = list(
-            demo.caption_many(items_of_labelled(order), batch_size=batch_size, policy=policy,
-                              ordered=batch_size % 2 == 0, embeddings=tmp_path)
-        )  # fmt: skip
+            demo.caption_many(
+                items_of_labelled(order),
+                batch_size=batch_size,
+                ordered=batch_size % 2 == 0,
+                embeddings=tmp_path,
+            )
+        )
         assert len(rows) == 500
         wrong = [row for row in rows if row.caption != texts[int(row.custom_id)]]
         assert wrong == []
