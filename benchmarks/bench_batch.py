@@ -65,6 +65,7 @@ def arguments() -> argparse.Namespace:
     add("--ubatch", type=int, default=512)
     add("--images", type=int, default=8)
     add("--loop-images", type=int, help="the loop's; each costs it the same")
+    add("--server-images", type=int, help="llama-server's; best a multiple of its slots")
     add("--kind", choices=("photo", "drawn"), default="photo")
     add("--pictures", type=Path, help="folder to keep the pictures in")
     add("--natural", action="store_true", help="captions end where the model ends them")
@@ -111,7 +112,8 @@ def measure(
         raise RuntimeError(f"prompts of {lengths} tokens, and ours has {n_prompt}")
     for k in range(args.rounds):
         for one in todo:
-            mine = paths[: args.loop_images] if isinstance(one, Loop) else paths
+            counts = {Loop: args.loop_images, Server: args.server_images}
+            mine = paths[: counts.get(type(one))]
             ran = one.run(mine)
             runs[one.name].append(ran)
             print(
