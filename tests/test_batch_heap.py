@@ -2,10 +2,14 @@
 
 import ctypes
 import os
+import subprocess
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 
+import atp_cpp
 from atp_cpp.batch import heap
 
 
@@ -38,6 +42,35 @@ def test_what_a_thread_freed_is_given_back():
     assert resident() < before - n * size // 2
 
 
+FREED = """
+import sys
+from atp_cpp.batch import heap
+
+def resident():
+    with open("/proc/self/statm") as stream:
+        return int(stream.read().split()[1]) * 4096
+
+if sys.argv[1] == "apart":
+    heap.large_blocks_apart()
+bytes(4_000_000)  # freed at once: malloc keeps the next blocks up to this size
+before = resident()
+pairs = [[b"x" * 2_000_000, b"x" * 200_000] for _ in range(8)]
+for pair in pairs:
+    del pair[0]
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="another C library")
+def test_large_blocks_go_back_at_once():
+    def grown(how):
+        path = {**os.environ, "PYTHONPATH": str(Path(atp_cpp.__file__).parents[1])}
+        command = [sys.executable, "-c", FREED, how]
+        return int(subprocess.run(command, env=path, capture_output=True, check=True).stdout)
+
+    assert grown("apart") < 5_000_000 < 15_000_000 < grown("as it is")
+
+
 @pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
 def test_elsewhere_it_does_nothing(monkeypatch, error):
     def none(name):
@@ -45,4 +78,5 @@ def test_elsewhere_it_does_nothing(monkeypatch, error):
 
     monkeypatch.setattr(ctypes, "CDLL", none)
     heap.give_back()
+    heap.large_blocks_apart()
     assert heap._malloc_trim() is None

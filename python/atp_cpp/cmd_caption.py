@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from atp_cpp.batch.embeddings import EmbeddingCache
+from atp_cpp.batch.heap import large_blocks_apart
 from atp_cpp.batch.inputs import count_of, items_of
 from atp_cpp.batch.parquet import check_pyarrow, jsonl_to_parquet
 from atp_cpp.batch.rows_file import RowsFile
@@ -117,6 +118,7 @@ def _run_many(
         "shard": args.shard,
     }
     items = items_of(args.images, prompts=prompts, **named)  # says what is wrong with the names
+    large_blocks_apart()
     with ExitStack() as stack:
         rows, texts, embeddings = None, None, None
         if args.out:
