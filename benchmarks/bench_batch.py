@@ -62,6 +62,12 @@ def arguments() -> argparse.Namespace:
     add("--overlap", choices=("auto", "on", "off"), default="auto")
     add("--slots", type=int, nargs="*", default=[4], help="llama-server's, one server each")
     add("--server-options", default="", help="for llama-server, as one text")
+    add(
+        "--encode-threads",
+        type=int,
+        default=0,
+        help="ours once more, these of --threads for the encoder, which then works beside the rest",
+    )
     add("--ubatch", type=int, default=512)
     add("--images", type=int, default=8)
     add("--loop-images", type=int, help="the loop's; each costs it the same")
@@ -76,7 +82,18 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def contestants(args: argparse.Namespace, captioner: Captioner, n_tokens: int) -> list[Contestant]:
+def open_ours(args: argparse.Namespace, n_threads_encode: int = 0) -> Captioner:
+    """Ours, loaded; `n_threads_encode` of the threads are the encoder's, if any."""
+    return Captioner(
+        args.model, mmproj=args.mmproj, atp=args.atp, n_threads=args.threads - n_threads_encode,
+        n_threads_encode=n_threads_encode, n_ubatch=args.ubatch, self_test=False,
+        policy=args.plan[0] if args.plan else None,
+    )  # fmt: skip
+
+
+def contestants(
+    args: argparse.Namespace, captioner: Captioner, beside: Captioner | None, n_tokens: int
+) -> list[Contestant]:
     """All that take part, loaded, the first of them ours with the first plan."""
     job = Job(
         model=str(captioner.model),
@@ -93,6 +110,12 @@ def contestants(args: argparse.Namespace, captioner: Captioner, n_tokens: int) -
     found: list[Contestant] = [
         Ours(job, plan, size, captioner, **options) for plan in plans for size in args.batch_size
     ]
+    if beside is not None:
+        found += [
+            Ours(job, plan, size, beside, how="encoder beside", **options)
+            for plan in plans
+            for size in args.batch_size
+        ]
     found.append(Loop(args.baselines / "mtmd-loop", job, prompt, ctx, args.ubatch))
     program = args.baselines / "bin" / "llama-server"
     for k, slots in enumerate(args.slots):
@@ -184,15 +207,15 @@ def main() -> None:
     with ExitStack() as stack:
         folder = args.pictures or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         paths = write_pictures(folder, args.images, kind=args.kind)
-        captioner = stack.enter_context(
-            Captioner(
-                args.model, mmproj=args.mmproj, atp=args.atp, n_threads=args.threads,
-                n_ubatch=args.ubatch, self_test=False, policy=args.plan[0] if args.plan else None,
-            )
-        )  # fmt: skip
+        captioner = stack.enter_context(open_ours(args))
+        beside = (
+            stack.enter_context(open_ours(args, args.encode_threads))
+            if args.encode_threads
+            else None
+        )
         first = captioner.caption(paths[0], sampling=SamplingConfig(n_predict=1))
         n_tokens = first.report.n_image_tokens
-        todo = contestants(args, captioner, n_tokens)
+        todo = contestants(args, captioner, beside, n_tokens)
         for one in todo:
             stack.callback(one.close)
         runs = measure(todo, args, paths, first.report.n_prompt)

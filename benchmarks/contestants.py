@@ -77,14 +77,17 @@ def _cpu_seconds(pid: int) -> float:
 
 
 class Ours:
-    """Captioner.caption_many in this process; `shared` lets several plans use one loaded model."""
+    """Captioner.caption_many in this process; `shared` lets several plans use one loaded model.
+
+    `how` tells two captioners apart by name.
+    """
 
     def __init__(
-        self, job: Job, plan: str, batch_size: int, shared: Captioner, **options: Any
+        self, job: Job, plan: str, batch_size: int, shared: Captioner, how: str = "", **options: Any
     ) -> None:
         self.job, self.plan, self.batch_size = job, plan, batch_size
         self.captioner, self.options = shared, options
-        self.name = f"atp-cpp {plan}, {batch_size} at once"
+        self.name = ", ".join(filter(None, (f"atp-cpp {plan}", f"{batch_size} at once", how)))
 
     def run(self, paths: Sequence[Path]) -> Ran:
         draw = SamplingConfig(n_predict=self.job.n_predict)
