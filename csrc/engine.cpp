@@ -38,11 +38,9 @@ std::vector<std::string> lines(const std::string & text) {
 
 }  // namespace
 
-Engine::Engine(const ModelParams & params, const std::string & mmproj_path, const std::string & atp_path,
-               bool self_test)
+Engine::Engine(const ModelParams & params, const VisionParams & vision, const std::string & atp_path, bool self_test)
     : atp_(atp_path.empty() ? nullptr : std::make_shared<const AtpWeights>(load_sidecar(atp_path))), model_(params),
-      vision_(mmproj_path.empty() ? nullptr : new Vision(model_, mmproj_path)), decoder_(model_),
-      batch_(model_, decoder_) {
+      vision_(vision.path.empty() ? nullptr : new Vision(model_, vision)), decoder_(model_), batch_(model_, decoder_) {
     if (atp_) {
         check_pair(*atp_, model_);
     }
@@ -114,16 +112,27 @@ std::string Engine::self_test() {
     }
 }
 
-Sequence Engine::encode(const std::string & prompt, const std::vector<RgbImage> & images,
-                        const std::optional<KnownRows> & known, Interrupt & interrupt) {
-    if (!images.empty() && !vision_) {
+PreparedPrompt Engine::prepare(const std::string & prompt, const std::vector<RgbImage> & images) const {
+    if (!vision_) {
         throw ModelError("this model has no vision projector loaded; pass its mmproj file (--mmproj)");
     }
+    return vision_->prepare(prompt, images);
+}
+
+Sequence Engine::encode(const PreparedPrompt & prompt, const std::optional<KnownRows> & known, Interrupt & interrupt) {
     if (!vision_) {
-        return tokenize_text(model_, prompt);
+        throw ImageError("this prompt was prepared by another engine; this one has no vision projector");
     }
     const std::lock_guard<std::mutex> lock(vision_mutex_);
-    return vision_->encode(prompt, images, known, interrupt);
+    return vision_->encode(prompt, known, interrupt);
+}
+
+Sequence Engine::encode(const std::string & prompt, const std::vector<RgbImage> & images,
+                        const std::optional<KnownRows> & known, Interrupt & interrupt) {
+    if (images.empty() && !vision_) {
+        return tokenize_text(model_, prompt);
+    }
+    return encode(prepare(prompt, images), known, interrupt);
 }
 
 void Engine::set_plan(const Plan & plan) {

@@ -46,15 +46,19 @@ struct Request {
 
 class Engine {
   public:
-    // mmproj_path may be empty: text only. atp_path, the model's ATP sidecar, too. self_test: staged against
+    // vision.path may be empty: text only. atp_path, the model's ATP sidecar, too. self_test: staged against
     // llama_decode once, before anything else
-    Engine(const ModelParams & params, const std::string & mmproj_path, const std::string & atp_path, bool self_test);
+    Engine(const ModelParams & params, const VisionParams & vision, const std::string & atp_path, bool self_test);
 
     // the cuts of the sidecar; PlanError without one, or for a budget that no prompt could meet
     Plan atp_plan(const std::optional<AtpBudget> & budget) const;
 
+    // the prompt's parts, its images resized: the first half of encode. From any thread; ModelError without a projector
+    PreparedPrompt prepare(const std::string & prompt, const std::vector<RgbImage> & images) const;
+
     // the prompt as rows, its images encoded and projected, or `known` taken for their rows. May be called from another
     // thread while a caption or a step is computed
+    Sequence encode(const PreparedPrompt & prompt, const std::optional<KnownRows> & known, Interrupt & interrupt);
     Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images,
                     const std::optional<KnownRows> & known, Interrupt & interrupt);
 

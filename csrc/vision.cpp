@@ -1,6 +1,7 @@
 #include "vision.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 #include "errors.h"
@@ -15,7 +16,12 @@ namespace atp {
 
 namespace {
 
-mtmd_context * open_projector(const Model & model, const std::string & path) {
+mtmd_context * open_projector(const Model & model, const VisionParams & vision) {
+    const std::string & path = vision.path;
+    if (vision.n_threads < 0 || vision.n_threads > GGML_MAX_N_THREADS) {
+        throw ModelError("n_threads_encode must be 0 to " + std::to_string(GGML_MAX_N_THREADS) + ", got " +
+                         std::to_string(vision.n_threads));
+    }
     const std::string arch = check_gguf(path);
     if (arch != "clip") {
         throw ModelError(path + " is a text model (architecture '" + arch +
@@ -24,7 +30,7 @@ mtmd_context * open_projector(const Model & model, const std::string & path) {
     mtmd_context_params params = mtmd_context_params_default();
     params.use_gpu = model.params().n_gpu_layers != 0;
     params.print_timings = false;
-    params.n_threads = model.params().n_threads;
+    params.n_threads = vision.n_threads > 0 ? vision.n_threads : model.params().n_threads;
     params.warmup = false;
     // the encoder's flash attention rounds keys and values to halves, as the decoder's does with an F16 cache
     if (model.params().flash_attn != "auto") {
@@ -69,6 +75,11 @@ ImageError wrong_count(const KnownRows & known, const std::string & has) {
                       has + "; encode the images again");
 }
 
+uint64_t next_id() {
+    static std::atomic<uint64_t> last{0};
+    return ++last;
+}
+
 size_t count_markers(const std::string & prompt, const std::string & marker) {
     size_t n = 0;
     for (size_t at = prompt.find(marker); at != std::string::npos; at = prompt.find(marker, at + marker.size())) {
@@ -79,12 +90,12 @@ size_t count_markers(const std::string & prompt, const std::string & marker) {
 
 }  // namespace
 
-Vision::Vision(const Model & model, const std::string & mmproj_path)
-    : model_(model), ctx_(open_projector(model, mmproj_path), mtmd_free) {
+Vision::Vision(const Model & model, const VisionParams & params)
+    : model_(model), id_(next_id()), ctx_(open_projector(model, params), mtmd_free) {
     if (!mtmd_support_vision(ctx_.get())) {
-        throw ModelError(mmproj_path + " holds no vision encoder (audio only?)");
+        throw ModelError(params.path + " holds no vision encoder (audio only?)");
     }
-    file_ = read_projector_file(mmproj_path, model.n_embd_inp());
+    file_ = read_projector_file(params.path, model.n_embd_inp());
 }
 
 Vision::~Vision() = default;
@@ -140,8 +151,7 @@ void Vision::tokenize(const std::string & prompt, const std::vector<RgbImage> & 
     }
 }
 
-Sequence Vision::encode(const std::string & prompt, const std::vector<RgbImage> & images,
-                        const std::optional<KnownRows> & known, Interrupt & interrupt) const {
+PreparedPrompt Vision::prepare(const std::string & prompt, const std::vector<RgbImage> & images) const {
     const size_t n_markers = count_markers(prompt, media_marker());
     if (n_markers != images.size()) {
         throw ImageError("the prompt has " + std::to_string(n_markers) + " media markers (" + media_marker() +
@@ -150,12 +160,20 @@ Sequence Vision::encode(const std::string & prompt, const std::vector<RgbImage> 
     for (const RgbImage & image : images) {
         check_image(image);
     }
-    const mtmd::input_chunks chunks(mtmd_input_chunks_init());
-    tokenize(prompt, images, /*add_special*/ true, chunks.ptr.get());
+    PreparedPrompt prepared{{mtmd_input_chunks_init(), mtmd_input_chunks_free}, images, id_};
+    tokenize(prompt, images, /*add_special*/ true, prepared.chunks.get());
+    return prepared;
+}
+
+Sequence Vision::encode(const PreparedPrompt & prompt, const std::optional<KnownRows> & known,
+                        Interrupt & interrupt) const {
+    if (prompt.made_by != id_) {
+        throw ImageError("this prompt was prepared by another engine; prepare it with the one that encodes it");
+    }
     Sequence seq;
     seq.n_embd_inp = model_.n_embd_inp();
-    for (size_t i = 0; i < chunks.size(); ++i) {
-        const mtmd_input_chunk * chunk = chunks[i];
+    for (size_t i = 0; i < mtmd_input_chunks_size(prompt.chunks.get()); ++i) {
+        const mtmd_input_chunk * chunk = mtmd_input_chunks_get(prompt.chunks.get(), i);
         const mtmd_input_chunk_type type = mtmd_input_chunk_get_type(chunk);
         if (type == MTMD_INPUT_CHUNK_TYPE_TEXT) {
             size_t n = 0;
@@ -169,7 +187,7 @@ Sequence Vision::encode(const std::string & prompt, const std::vector<RgbImage> 
         interrupt.check();
         const size_t source = std::stoul(mtmd_input_chunk_get_id(chunk));
         const size_t n_spans = seq.images.size();
-        add_image(seq, chunk, images.at(source), known, interrupt);
+        add_image(seq, chunk, prompt.images.at(source), known, interrupt);
         for (size_t s = n_spans; s < seq.images.size(); ++s) {
             seq.images[s].source = static_cast<int32_t>(source);
         }

@@ -1,7 +1,8 @@
-// Image -> image tokens: libmtmd encodes and projects, we lay text and image tokens out as one Sequence.
+// Image -> image tokens: libmtmd resizes, encodes and projects, we lay text and image tokens out as one Sequence.
 //
 // In:  a prompt with one media marker per image; per image RGB pixels (uint8 [h][w][3]), which libmtmd prepares as it
 //      sees fit, or tiles (uint8 [n][side][side][3]), which are encoded as they are and packed by anyres.
+// Between: a PreparedPrompt, which any thread may make while another encodes.
 // Out: a Sequence whose image rows carry projected embeddings [n_image_tokens][n_embd_inp] and a patch grid each.
 // Owns the projector. Knows no stages. Throws ModelError (projector file), ImageError (an image).
 #pragma once
@@ -42,14 +43,30 @@ struct KnownRows {
     size_t n_embd = 0;
 };
 
+struct VisionParams {
+    std::string path;       // the projector's file
+    int32_t n_threads = 0;  // of the encoder; 0: as many as the model has
+};
+
+// A prompt in libmtmd's parts, its images resized and normalised: all is done but what the encoder does. Of tiles the
+// pixels are still needed and have to live as long.
+struct PreparedPrompt {
+    std::unique_ptr<mtmd_input_chunks, void (*)(mtmd_input_chunks *)> chunks;
+    std::vector<RgbImage> images;
+    uint64_t made_by = 0;  // a Vision's id
+};
+
 class Vision {
   public:
-    Vision(const Model & model, const std::string & mmproj_path);
+    Vision(const Model & model, const VisionParams & params);
     ~Vision();
 
-    // known: what an earlier encode of the same images gave; the encoder does not run
-    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images,
-                    const std::optional<KnownRows> & known, Interrupt & interrupt) const;
+    // from any thread
+    PreparedPrompt prepare(const std::string & prompt, const std::vector<RgbImage> & images) const;
+
+    // one at a time; of what this object prepared. known: what an earlier encode of the same images gave; the encoder
+    // does not run
+    Sequence encode(const PreparedPrompt & prompt, const std::optional<KnownRows> & known, Interrupt & interrupt) const;
 
     static std::string media_marker();
 
@@ -69,6 +86,7 @@ class Vision {
                                     Interrupt & interrupt) const;
 
     const Model & model_;
+    const uint64_t id_;  // no other has it
     ProjectorFile file_;
     std::unique_ptr<mtmd_context, void (*)(mtmd_context *)> ctx_;
 };

@@ -210,6 +210,14 @@ class FakeBatchEngine(FakeCaches, FakeEngine):
         self.plan, self.reserved = list(plan), None
         self.sizes = (8,) * (1 + len(plan))
 
+    def prepare(self, prompt, images):
+        self._check_open()
+        assert prompt.count(self.info.media_marker) == len(images)
+        return prompt, [image.copy() for image in images]
+
+    def encode_prepared(self, prepared):
+        return self.encode(*prepared)
+
     def encode(self, prompt, images, *, embd=None):
         self._check_open()
         assert prompt.count(self.info.media_marker) == len(images)

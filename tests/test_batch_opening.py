@@ -22,7 +22,8 @@ pytest_plugins = ("fixtures_python",)
 
 def opened(source, *, name="x.jpg", prepare=lambda pixels: pixels, memory=None, error=""):
     item = Item("id", name, source, ("What?",), error)
-    return Opener(prepare, memory or Memory(1 << 30)).open(0, item, source)
+    made = Opener(lambda _, pixels: prepare(pixels), memory or Memory(1 << 30))
+    return made.open(0, item, source)
 
 
 def failure(source, **options):

@@ -25,13 +25,13 @@ def make(engine, **options):
 
 def test_options_reach_the_engine(fake_engine):
     _, engine = make(
-        fake_engine(), n_gpu_layers=0, n_ctx=512, n_ubatch=64, n_threads=3, flash_attn="off",
-        type_k="f32", type_v="q8_0", self_test=False,
+        fake_engine(), n_gpu_layers=0, n_ctx=512, n_ubatch=64, n_threads=3, n_threads_encode=2,
+        flash_attn="off", type_k="f32", type_v="q8_0", self_test=False,
     )  # fmt: skip
     assert (engine.model, engine.mmproj) == ("model.gguf", "mmproj.gguf")
     assert engine.options == {
-        "n_gpu_layers": 0, "n_ctx": 512, "n_ubatch": 64, "n_threads": 3, "flash_attn": "off",
-        "type_k": "f32", "type_v": "q8_0", "self_test": False,
+        "n_gpu_layers": 0, "n_ctx": 512, "n_ubatch": 64, "n_threads": 3, "n_threads_encode": 2,
+        "flash_attn": "off", "type_k": "f32", "type_v": "q8_0", "self_test": False,
     }  # fmt: skip
 
 

@@ -209,8 +209,8 @@ def test_every_option_of_a_captioner_is_passed_on(demo_hub, fake_engine):
 
     given = {
         "policy": "fastv:keep=0.25,after=2", "budget": None, "n_gpu_layers": 0, "n_ctx": 512,
-        "n_ubatch": 64, "n_threads": 3, "flash_attn": "off", "type_k": "f32", "type_v": "q8_0",
-        "self_test": False,
+        "n_ubatch": 64, "n_threads": 3, "n_threads_encode": 1, "flash_attn": "off",
+        "type_k": "f32", "type_v": "q8_0", "self_test": False,
     }  # fmt: skip
     own = set(inspect.signature(Captioner.__init__).parameters) - {"self", "model"}
     assert own == {*given, "mmproj", "atp"}

@@ -10,46 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atp_cpp import Captioner, SamplingConfig
-from atp_cpp.batch.embeddings import EmbeddingCache
+from atp_cpp import SamplingConfig
 from atp_cpp.batch.item import Item
 from atp_cpp.errors import AtpError, ModelError, PlanError, StageError
-from fake_batch_engine import FakeBatchEngine
+from fake_runs import DRAW, picture, words
 
-pytest_plugins = ("fixtures_python",)
-
-DRAW = SamplingConfig(n_predict=50)
-
-
-@pytest.fixture
-def make(fake_engine):
-    """`make(**steer) -> (captioner, engine)`."""
-
-    def new(spec=None, options=(), **steer):
-        engine = fake_engine(spec, of=FakeBatchEngine, **steer)
-        cap = Captioner("model.gguf", mmproj="mmproj.gguf", **dict(options))
-        return cap, engine.made[0]
-
-    return new
-
-
-def picture(shade, side=8):
-    return np.full((side, side, 3), shade, np.uint8)
-
-
-def words(shade, prompt):
-    """What the fake says about an image; fewer words for some prompts."""
-    return f"{shade:.3f} USER: <__media__> {prompt} ASSISTANT:"
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Paths of 12 images of one shade each; the fake's caption names it."""
-    paths = []
-    for i in range(12):
-        paths.append(tmp_path / f"{i:02}.png")
-        Image.fromarray(picture(10 * i)).save(paths[-1])
-    return paths
+pytest_plugins = ("fixtures_python", "fixtures_pipeline")
 
 
 @pytest.mark.parametrize("overlap", [False, True])
@@ -152,27 +118,6 @@ def test_rows_come_in_order_or_as_they_end(make, overlap):
     texts = {row.custom_id: row.caption for row in ordered}
     assert {row.custom_id: row.caption for row in as_ended} == texts
     assert texts["4"] == words(4, prompts[0])
-
-
-def test_several_prompts_share_one_run_of_the_encoder(make, folder):
-    cap, engine = make()
-    rows = list(cap.caption_many(folder[:4], ["A?", "B?", "C?"], batch_size=2))
-    assert [(row.image, row.prompt) for row in rows] == list(
-        itertools.product(map(str, folder[:4]), ["A?", "B?", "C?"])
-    )
-    assert [row.caption for row in rows[3:6]] == [words(10, p) for p in ("A?", "B?", "C?")]
-    assert engine.n_encoded == 4
-    assert [row.t_encode for row in rows] == [1.0, 0.0, 0.0] * 4
-    assert [row.t_load > 0 for row in rows] == [True, False, False] * 4
-
-
-def test_a_bad_prompt_of_an_item_is_its_own_error(make):
-    cap, engine = make()
-    item = Item("i", "i", picture(5), ("A <__media__>?", "B?", "C?"))
-    rows = list(cap.caption_many([item]))
-    assert "media" in rows[0].error
-    assert [row.caption for row in rows[1:]] == [words(5, "B?"), words(5, "C?")]
-    assert engine.n_encoded == 1
 
 
 def test_bad_arguments_are_said_before_anything_is_done(make, folder):
@@ -372,39 +317,6 @@ def test_a_budget_that_fits_none(make, folder):
     rows = list(cap.caption_many(folder, kv_budget=100))
     assert [row.status for row in rows] == ["error"] * 12
     assert all("--kv-budget" in row.error and "100 bytes" in row.error for row in rows)
-
-
-def test_embeddings_are_kept_between_runs(make, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("atp_cpp.batch.pipeline.file_fingerprint", lambda path: "f")
-    cap, engine = make()
-    kept = tmp_path / "kept"
-    first = list(cap.caption_many(folder, embeddings=kept))
-    assert engine.n_encoded == 12
-    again = list(cap.caption_many(folder, ["Describe the image.", "B?"], embeddings=kept))
-    assert engine.n_encoded == 12
-    assert [row.caption for row in again[::2]] == [row.caption for row in first]
-    assert {row.t_encode for row in again} == {0.0}
-    for path in kept.iterdir():
-        path.write_bytes(b"nonsense")
-    third = list(cap.caption_many(folder, embeddings=EmbeddingCache(kept)))
-    assert engine.n_encoded == 24
-    assert [row.caption for row in third] == [row.caption for row in first]
-    monkeypatch.setattr("atp_cpp.batch.pipeline.file_fingerprint", lambda path: "g")
-    list(cap.caption_many(folder, embeddings=kept))
-    assert engine.n_encoded == 36
-
-
-def test_embeddings_of_another_shape_are_made_again(make, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("atp_cpp.batch.pipeline.file_fingerprint", lambda path: "f")
-    cap, engine = make()
-
-    class Wrong(EmbeddingCache):
-        def get(self, sha256, encoder):
-            return np.zeros((3, 4), np.float32)
-
-    rows = list(cap.caption_many(folder, ["A?", "B?"], embeddings=Wrong(tmp_path / "kept")))
-    assert [row.status for row in rows] == ["ok"] * 24
-    assert engine.n_encoded == 12
 
 
 def test_shuffled_orders_and_random_failures(make):

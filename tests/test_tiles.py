@@ -126,6 +126,18 @@ def test_tiles_and_images_mix_in_one_prompt(engine):
     np.testing.assert_array_equal(seq.embd[-len(one) :], one)
 
 
+def test_a_prepared_prompt_keeps_the_tiles_it_needs(engine):
+    image, prompt = tiles(2, 3), "a<__media__>b" + QUESTION
+    expected = engine.encode(prompt, [image])
+    early = [engine.prepare(prompt, [tiles(2, 3)]) for _ in range(5)]  # nobody else holds these
+    noise = [tile_noise(7, seed=9) for _ in range(20)]
+    for prepared in early:
+        seq = engine.encode_prepared(prepared)
+        assert (seq.tokens, seq.grids) == (expected.tokens, expected.grids)
+        np.testing.assert_array_equal(seq.embd, expected.embd)
+    assert len(noise) == 20
+
+
 @pytest.mark.parametrize("name", ["v.image_newline", "model.image_newline"])
 @pytest.mark.parametrize("weight_type", ["f32", "f16"])
 def test_newlines_of_either_name_and_type_are_read(anyres_engine, name, weight_type):

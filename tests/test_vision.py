@@ -1,5 +1,8 @@
 """Vision: grids and positions of every tower, and images or prompts that do not go together."""
 
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 
@@ -100,6 +103,61 @@ def test_encoded_rows_are_those_that_generate_prefills(make_engine, make_rig, pi
     assert not same[:half].any(), "of another image"
     assert same[half:].all()
     engine.close()
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen2vl", "gemma3", "qwen3vl"])
+def test_a_prompt_prepared_in_another_thread_gives_the_same_rows(make_engine, pictures, arch):
+    engine = make_engine(arch)
+    text = f"one {engine.info.media_marker} two {engine.info.media_marker} three?"
+    pairs = list(itertools.permutations(pictures, 2))
+    with ThreadPoolExecutor(4) as pool:
+        prepared = list(pool.map(lambda pair: engine.prepare(text, list(pair)), pairs))
+    for pair, early in zip(pairs, prepared, strict=True):
+        whole, parts = engine.encode(text, list(pair)), engine.encode_prepared(early)
+        assert (parts.tokens, parts.grids) == (whole.tokens, whole.grids)
+        np.testing.assert_array_equal(parts.embd, whole.embd)
+        np.testing.assert_array_equal(parts.embd, engine.encode_prepared(early).embd)
+    engine.close()
+    with pytest.raises(core.ModelError, match="this engine is closed"):
+        engine.encode_prepared(prepared[0])
+
+
+def test_a_prepared_prompt_is_for_its_engine_alone(engines, make_engine, tiny_model):
+    early = engines("llama").prepare("<__media__>", [noise(8, 8)])
+    for other in (
+        make_engine("llama"),
+        core.Engine(str(tiny_model("llama")), n_ctx=128, n_threads=1),
+    ):
+        with pytest.raises(core.ImageError, match="prepared by another engine"):
+            other.encode_prepared(early)
+        other.close()
+    engines("llama").encode_prepared(early)
+
+
+def test_what_cannot_be_prepared(engines, tiny_model):
+    for prompt, images in (("none", [noise(8, 8)]), ("<__media__>", [noise(8, 8)[..., 0]])):
+        with pytest.raises(core.ImageError):
+            engines("llama").prepare(prompt, images)
+    bare = core.Engine(str(tiny_model("llama")), n_ctx=128, n_threads=1)
+    with pytest.raises(core.ModelError, match="no vision projector loaded; pass its mmproj file"):
+        bare.prepare("say it", [])
+    bare.close()
+
+
+@pytest.mark.parametrize("n_threads", [-1, 513])
+def test_threads_of_the_encoder_that_cannot_be(make_engine, n_threads):
+    with pytest.raises(
+        core.ModelError, match=f"n_threads_encode must be 0 to 512, got {n_threads}"
+    ):
+        make_engine("llama", n_threads_encode=n_threads)
+
+
+def test_the_encoders_threads_change_nothing(make_engine, engines):
+    more = make_engine("llama", n_threads_encode=3)
+    image = noise(70, 50)
+    rows = [e.encode("<__media__>", [image]).embd for e in (more, engines("llama"))]
+    np.testing.assert_array_equal(*rows)
+    more.close()
 
 
 def test_encoding_text_alone_gives_its_tokens(engines, tiny_model):

@@ -47,21 +47,57 @@ std::function<bool(const std::string &)> text_callback(const py::object & fn) {
 
 using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
-Sequence encode(EngineHandle & engine, const std::string & prompt, const std::vector<PromptImage> & images,
-                const std::optional<FloatArray> & embd) {
+// what Python calls PreparedPrompt; of tiles it keeps the pixels alive
+struct Prepared {
+    PreparedPrompt prompt;
+    std::vector<ImageArray> pixels;
+};
+
+std::unique_ptr<Prepared> prepare(EngineHandle & engine, const std::string & prompt,
+                                  const std::vector<PromptImage> & images) {
     const std::vector<RgbImage> checked = check_images(images);
-    std::optional<KnownRows> known;
-    if (embd) {
-        if (embd->ndim() != 2) {
-            throw ImageError("embd must be float32 [n_image_tokens, n_embd_inp], got [" + shape_text(*embd) + "]");
+    std::vector<ImageArray> pixels;
+    for (const PromptImage & image : images) {
+        if (const Tiles * tiles = std::get_if<Tiles>(&image)) {
+            pixels.push_back(tiles->pixels);
         }
-        known = {embd->data(), static_cast<size_t>(embd->shape(0)), static_cast<size_t>(embd->shape(1))};
     }
+    PreparedPrompt made =
+        without_gil([&](Interrupt &) { return engine.beside([&](Engine & e) { return e.prepare(prompt, checked); }); });
+    return std::unique_ptr<Prepared>(new Prepared{std::move(made), std::move(pixels)});
+}
+
+std::optional<KnownRows> known_rows(const std::optional<FloatArray> & embd) {
+    if (!embd) {
+        return std::nullopt;
+    }
+    if (embd->ndim() != 2) {
+        throw ImageError("embd must be float32 [n_image_tokens, n_embd_inp], got [" + shape_text(*embd) + "]");
+    }
+    return KnownRows{embd->data(), static_cast<size_t>(embd->shape(0)), static_cast<size_t>(embd->shape(1))};
+}
+
+// `work` makes a Sequence of an Engine
+template <typename Work>
+Sequence sequence_of(EngineHandle & engine, Work work) {
     return without_gil([&](Interrupt & interrupt) {
-        Sequence seq = engine.encode(prompt, checked, known, interrupt);
+        Sequence seq = engine.beside([&](Engine & e) { return work(e, interrupt); });
         interrupt.check();
         return seq;
     });
+}
+
+Sequence encode(EngineHandle & engine, const std::string & prompt, const std::vector<PromptImage> & images,
+                const std::optional<FloatArray> & embd) {
+    const std::vector<RgbImage> checked = check_images(images);
+    const std::optional<KnownRows> known = known_rows(embd);
+    return sequence_of(engine,
+                       [&](Engine & e, Interrupt & interrupt) { return e.encode(prompt, checked, known, interrupt); });
+}
+
+Sequence encode_prepared(EngineHandle & engine, const Prepared & prepared) {
+    return sequence_of(engine,
+                       [&](Engine & e, Interrupt & interrupt) { return e.encode(prepared.prompt, {}, interrupt); });
 }
 
 Result generate(EngineHandle & engine, const std::string & prompt, const std::vector<PromptImage> & images,
@@ -146,22 +182,23 @@ void register_engine(py::module_ & m) {
           "names and shapes of its tensors; their data is not read.");
     m.def("check_gguf", &check_gguf, py::arg("path"),
           "general.architecture of a whole GGUF file ('clip' for a projector); ModelError says what else the file is.");
+    py::class_<Prepared>(m, "PreparedPrompt", "A prompt tokenised, its images as the vision encoder takes them.");
     EngineClass engine(m, "Engine", "Image to caption: vision encoder, staged decoder, sampler.");
     register_batch(m, engine);
     engine
         .def(py::init([](const std::string & model, const std::string & mmproj, const std::string & atp,
                          int32_t n_gpu_layers, int32_t n_ctx, int32_t n_ubatch, int32_t n_threads,
-                         const std::string & flash_attn, const std::string & type_k, const std::string & type_v,
-                         bool self_test) {
+                         int32_t n_threads_encode, const std::string & flash_attn, const std::string & type_k,
+                         const std::string & type_v, bool self_test) {
                  const py::gil_scoped_release release;
                  return std::make_unique<EngineHandle>(
                      ModelParams{model, n_gpu_layers, n_ctx, n_ubatch, n_threads, 1, flash_attn, type_k, type_v},
-                     mmproj, atp, self_test);
+                     VisionParams{mmproj, n_threads_encode}, atp, self_test);
              }),
              py::arg("model"), py::arg("mmproj") = "", py::arg("atp") = "", py::kw_only(), py::arg("n_gpu_layers") = -1,
              py::arg("n_ctx") = 4096, py::arg("n_ubatch") = 512, py::arg("n_threads") = 0,
-             py::arg("flash_attn") = "auto", py::arg("type_k") = "f16", py::arg("type_v") = "f16",
-             py::arg("self_test") = true)
+             py::arg("n_threads_encode") = 0, py::arg("flash_attn") = "auto", py::arg("type_k") = "f16",
+             py::arg("type_v") = "f16", py::arg("self_test") = true)
         .def("close", &EngineHandle::close, py::call_guard<py::gil_scoped_release>(),
              "Free model, projector and caches; using the engine again is a ModelError.")
         .def_property_readonly("info", &EngineHandle::info)
@@ -179,6 +216,9 @@ void register_engine(py::module_ & m) {
              "The rows that generate would prefill: text tokens, and image tokens with their projected embeddings. "
              "embd: float32 [n_image_tokens, n_embd_inp] of an earlier encode of the same images; the vision encoder "
              "does not run. May be called from another thread while captions are computed.")
+        .def("prepare", &prepare, py::arg("prompt"), py::arg("images"),
+             "The first half of encode, from any thread: the prompt tokenised, its images resized and normalised.")
+        .def("encode_prepared", &encode_prepared, py::arg("prepared"), "The second half: the vision encoder's work.")
         .def(
             "generate", &generate, py::arg("prompt"), py::arg("images"), py::kw_only(), py::arg("plan") = Plan{},
             py::arg("n_predict") = 128, py::arg("temp") = 0.0f, py::arg("top_k") = 40, py::arg("top_p") = 0.95f,

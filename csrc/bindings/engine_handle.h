@@ -1,7 +1,7 @@
 // An Engine that Python may close and may call from several threads.
 //
-// One thread at a time computes captions; encode() may run beside it. A callback of a call must not start another: it
-// would wait for itself.
+// One thread at a time computes captions; prepare and encode may run beside it. A callback of a call must not start
+// another: it would wait for itself.
 #pragma once
 
 #include <atomic>
@@ -19,8 +19,8 @@ namespace atp::python {
 
 class EngineHandle {
   public:
-    EngineHandle(const ModelParams & params, const std::string & mmproj, const std::string & atp, bool self_test)
-        : engine_(new Engine(params, mmproj, atp, self_test)), info_(engine_->info()) {}
+    EngineHandle(const ModelParams & params, const VisionParams & vision, const std::string & atp, bool self_test)
+        : engine_(new Engine(params, vision, atp, self_test)), info_(engine_->info()) {}
 
     void close() {
         const Use use(*this);
@@ -35,12 +35,13 @@ class EngineHandle {
         return info_;
     }
 
-    Sequence encode(const std::string & prompt, const std::vector<RgbImage> & images,
-                    const std::optional<KnownRows> & known, Interrupt & interrupt) {
+    // runs `work` on the engine beside a thread that uses it: prepare and encode only
+    template <typename Work>
+    auto beside(Work work) {
         check_no_callback();
         const std::shared_lock<std::shared_mutex> alive(life_);
         check_open();
-        return engine_->encode(prompt, images, known, interrupt);
+        return work(*engine_);
     }
 
     // holds the engine for `work`

@@ -218,6 +218,8 @@ def pack_tiles(
     max_tiles: int = 0,
 ) -> tuple[NDArray[np.float32], list[tuple[int, int]]]: ...
 
+class PreparedPrompt: ...
+
 class Engine:
     def __init__(
         self,
@@ -229,6 +231,7 @@ class Engine:
         n_ctx: int = 4096,
         n_ubatch: int = 512,
         n_threads: int = 0,
+        n_threads_encode: int = 0,
         flash_attn: str = "auto",
         type_k: str = "f16",
         type_v: str = "f16",
@@ -245,6 +248,10 @@ class Engine:
         *,
         embd: NDArray[np.float32] | None = None,
     ) -> Sequence: ...
+    def prepare(
+        self, prompt: str, images: collections.abc.Sequence[NDArray[np.uint8] | Tiles]
+    ) -> PreparedPrompt: ...
+    def encode_prepared(self, prepared: PreparedPrompt) -> Sequence: ...
     def generate(
         self,
         prompt: str,

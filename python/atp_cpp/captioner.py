@@ -64,6 +64,8 @@ class Captioner:
         n_ctx: positions a prompt and its answer may take together.
         n_ubatch: rows computed at once.
         n_threads: CPU threads; 0 lets the engine choose.
+        n_threads_encode: more threads, for the vision encoder, so that in a batch it works beside
+            the decoder; 0: it has n_threads and they take turns.
         flash_attn: "auto", "on" or "off".
         type_k: element type of the key cache, "f16", "f32", "q8_0" …
         type_v: element type of the value cache.
@@ -86,6 +88,7 @@ class Captioner:
         n_ctx: int = 4096,
         n_ubatch: int = 512,
         n_threads: int = 0,
+        n_threads_encode: int = 0,
         flash_attn: str = "auto",
         type_k: str = "f16",
         type_v: str = "f16",
@@ -109,6 +112,7 @@ class Captioner:
             n_ctx=n_ctx,
             n_ubatch=n_ubatch,
             n_threads=n_threads,
+            n_threads_encode=n_threads_encode,
             flash_attn=flash_attn,
             type_k=type_k,
             type_v=type_v,
@@ -116,6 +120,8 @@ class Captioner:
         )
         try:
             self._info = self._engine.info
+            on_device = any(device != "CPU" for device in self._info.devices)
+            self._overlaps = on_device or n_threads_encode > 0
             if not self._info.has_vision:
                 raise ModelError(
                     f"{self.mmproj}: holds no vision encoder; give the mmproj file of {self.model}"
@@ -275,8 +281,8 @@ class Captioner:
                 free memory if not given. Fewer captions run at once where it is too small.
             embeddings: folder that keeps encoded images between runs.
             n_load_threads: threads that open images; one for each CPU core up to 4 if not given.
-            overlap: encode in a thread while the decoder works; if not given, only where the model
-                is on an accelerator: on a CPU both want the same cores.
+            overlap: encode in a thread while the decoder works; if not given, only where they do
+                not want the same cores: on an accelerator, or with n_threads_encode.
             on_error: "record": a row of status "error" for whatever fails. "stop": the first such
                 row ends the run; captions under way are ended before.
 
@@ -301,7 +307,7 @@ class Captioner:
             kv_budget=kv_budget,
             embeddings=embeddings,
             n_load_threads=n_load_threads,
-            overlap=overlap,
+            overlap=self._overlaps if overlap is None else overlap,
             on_error=on_error,
         )
 

@@ -210,7 +210,9 @@ def fetch_model(args: argparse.Namespace) -> None:
     args.atp = args.atp or (None if atp is None else str(atp))
 
 
-def open_captioner(args: argparse.Namespace, output: Output, policy: PolicyLike) -> Captioner:
+def open_captioner(
+    args: argparse.Namespace, output: Output, policy: PolicyLike, *, n_threads_encode: int = 0
+) -> Captioner:
     """The captioner the arguments ask for; says so when it is the demo's."""
     model_files(args.model, args.mmproj)
     if args.model is None:
@@ -225,6 +227,7 @@ def open_captioner(args: argparse.Namespace, output: Output, policy: PolicyLike)
         n_gpu_layers=args.n_gpu_layers,
         n_ctx=args.ctx_size,
         n_threads=args.threads,
+        n_threads_encode=n_threads_encode,
         flash_attn=args.flash_attn,
         type_k=args.cache_type_k,
         type_v=args.cache_type_v,

@@ -102,7 +102,7 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
 
 
 def add_speed(parser: argparse.ArgumentParser) -> None:
-    """-np, --kv-budget, --load-threads, --embedding-cache and its size."""
+    """-np, --kv-budget, --threads-encode, --load-threads, --embedding-cache and its size."""
     group = parser.add_argument_group("speed")
     group.add_argument(
         "-np",
@@ -117,6 +117,14 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
         type=_argument(parse_size),
         metavar="SIZE",
         help="memory for their KV caches, for instance 2G (default: half of what is free)",
+    )
+    group.add_argument(
+        "--threads-encode",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="threads more, of the vision encoder, which then works beside the decoder "
+        "(default: they take turns)",
     )
     group.add_argument(
         "--load-threads",

@@ -127,7 +127,9 @@ def _run_many(
             )
         if args.txt:
             texts = TextFiles(args.existing)
-        captioner = stack.enter_context(open_captioner(args, output, plan))
+        captioner = stack.enter_context(
+            open_captioner(args, output, plan, n_threads_encode=args.threads_encode)
+        )
         if args.embedding_cache:
             embeddings = EmbeddingCache(args.embedding_cache, args.embedding_cache_size)
         sink = None

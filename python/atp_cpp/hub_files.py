@@ -67,6 +67,7 @@ def from_pretrained(
     n_ctx: int = 4096,
     n_ubatch: int = 512,
     n_threads: int = 0,
+    n_threads_encode: int = 0,
     flash_attn: str = "auto",
     type_k: str = "f16",
     type_v: str = "f16",
@@ -92,6 +93,7 @@ def from_pretrained(
         n_ctx: likewise.
         n_ubatch: likewise.
         n_threads: likewise.
+        n_threads_encode: likewise.
         flash_attn: likewise.
         type_k: likewise.
         type_v: likewise.
@@ -123,6 +125,7 @@ def from_pretrained(
         n_ctx=n_ctx,
         n_ubatch=n_ubatch,
         n_threads=n_threads,
+        n_threads_encode=n_threads_encode,
         flash_attn=flash_attn,
         type_k=type_k,
         type_v=type_v,

@@ -1,7 +1,8 @@
 """Opened images -> jobs: each prompt rendered and its image encoded, once for all its prompts.
 
-The encoder can run ahead in a thread of its own while the decoder works (:class:`Ahead`). On a CPU
-both want the same cores, so there it runs in turn.
+What comes before the encoder, resizing above all, is done in the threads that open images
+(``Encoder.prepare``). The encoder can run ahead in a thread of its own while the decoder works
+(:class:`Ahead`); it takes turns with it where both want the same cores.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic, TypeAlias, TypeVar
@@ -16,12 +18,12 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from atp_cpp._core import Engine, Sequence, Tiles
+from atp_cpp._core import Engine, PreparedPrompt, Sequence, Tiles
 from atp_cpp.batch.embeddings import EmbeddingCache
 from atp_cpp.batch.item import Item
 from atp_cpp.batch.loading import Loaded
 from atp_cpp.batch.schedule import Job, as_ours
-from atp_cpp.errors import ImageError
+from atp_cpp.errors import AtpError, ImageError
 from atp_cpp.images import Pixels
 
 T = TypeVar("T")
@@ -48,11 +50,28 @@ class Asked:
     t_load: float
 
 
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """An image on its way to the encoder.
+
+    Attributes:
+        picture: for the engine; None if none of its prompts needs it any more.
+        n_bytes: what it takes, or took.
+        text: the prompt that is prepared, as rendered.
+        prepared: that prompt with the image; None: none is.
+    """
+
+    picture: Picture | None
+    n_bytes: int
+    text: str = ""
+    prepared: PreparedPrompt | None = None
+
+
 @dataclass(slots=True)
 class _Seen:
     """An image between its prompts."""
 
-    loaded: Loaded[Picture]
+    loaded: Loaded[Ready]
     n_prompts: int
     embd: Embd | None = None  # of an earlier prompt
 
@@ -75,7 +94,22 @@ class Encoder:
     embeddings: EmbeddingCache | None = None
     encoder_id: str = ""
 
-    def tasks(self, images: Iterable[Loaded[Picture]]) -> Iterator[Callable[[], Job]]:
+    def prepare(self, item: Item, picture: Picture) -> Ready:
+        """The first prompt, up to the encoder's work; may be called from any thread.
+
+        Tiles are of the encoder's size already, and what may be in the cache of embeddings needs
+        no preparation. What fails here fails again in its turn, and is told there.
+        """
+        n_bytes = picture.tiles.nbytes if isinstance(picture, Tiles) else picture.nbytes
+        if not isinstance(picture, Tiles) and self.embeddings is None:
+            with suppress(AtpError):
+                text = self.render(item.prompts[0])
+                prepared = self.engine.prepare(text, [picture])
+                kept = picture if len(item.prompts) > 1 else None
+                return Ready(kept, n_bytes, text, prepared)
+        return Ready(picture, n_bytes)
+
+    def tasks(self, images: Iterable[Loaded[Ready]]) -> Iterator[Callable[[], Job]]:
         """One call a job, to be called in this order."""
         number = 0
         for loaded in images:
@@ -97,7 +131,13 @@ class Encoder:
             return Job(None, self.options, asked, as_ours(error))
 
     def _encode(self, seen: _Seen, text: str) -> Sequence:
-        picture = seen.loaded.pixels
+        ready = seen.loaded.pixels
+        assert ready is not None
+        if ready.prepared is not None and text == ready.text and seen.embd is None:
+            sequence = self.engine.encode_prepared(ready.prepared)
+            seen.embd = sequence.embd if seen.n_prompts > 1 else None
+            return sequence
+        picture = ready.picture
         assert picture is not None
         embd, kept = seen.embd, None
         if embd is None and self.embeddings is not None:

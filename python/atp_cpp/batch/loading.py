@@ -47,7 +47,7 @@ def load_all(
 @overload
 def load_all(
     items: Iterable[Item],
-    prepare: Callable[[Pixels], T],
+    prepare: Callable[[Item, Pixels], T],
     *,
     n_threads: int,
     window: int,
@@ -55,7 +55,7 @@ def load_all(
 ) -> Generator[Loaded[T], None, None]: ...
 def load_all(
     items: Iterable[Item],
-    prepare: Callable[[Pixels], Any] | None = None,
+    prepare: Callable[[Item, Pixels], Any] | None = None,
     *,
     n_threads: int,
     window: int,
@@ -67,7 +67,7 @@ def load_all(
 
     Args:
         items: what to open.
-        prepare: called in a thread with each image's pixels.
+        prepare: called in a thread with each item and its pixels.
         n_threads: worker threads; 0 opens each image in the caller's thread when it is asked for.
         window: items under way at most, those that are ready included.
         max_bytes: what files and pixels under way may take together, if more than one is.
@@ -86,7 +86,7 @@ def load_all(
         crew.close()
 
 
-def _as_they_are(pixels: Pixels) -> Pixels:
+def _as_they_are(_: Item, pixels: Pixels) -> Pixels:
     return pixels
 
 

@@ -49,7 +49,6 @@ def start_run(
     kv_budget: int | str | None,
     embeddings: str | os.PathLike[str] | EmbeddingCache | None,
     n_load_threads: int | None,
-    overlap: bool | None,
     on_error: OnError,
     **others: Any,
 ) -> CaptionRun:
@@ -78,8 +77,6 @@ def start_run(
     if batch_size > 1 and not captioner.info.can_batch:
         _log.warning("%s: this kind of model makes one caption at a time", captioner.model.name)
         batch_size = 1
-    if overlap is None:
-        overlap = any(device != "CPU" for device in captioner.info.devices)
     if embeddings is not None and not isinstance(embeddings, EmbeddingCache):
         embeddings = EmbeddingCache(embeddings)
     options = BatchOptions(
@@ -87,7 +84,6 @@ def start_run(
         kv_budget=default_budget() if kv_budget is None else kv_budget,
         embeddings=embeddings,
         n_load_threads=n_load_threads,
-        overlap=overlap,
         on_error=on_error,
         **others,
     )

@@ -54,11 +54,11 @@ class Opener(Generic[T]):
     """Opens items, several at a time if several threads call.
 
     Args:
-        prepare: what is made of the pixels of each.
+        prepare: what is made of each item and its pixels.
         memory: where the bytes that an image takes are booked.
     """
 
-    def __init__(self, prepare: Callable[[Pixels], T], memory: Memory) -> None:
+    def __init__(self, prepare: Callable[[Item, Pixels], T], memory: Memory) -> None:
         self._prepare = prepare
         self._memory = memory
 
@@ -98,22 +98,23 @@ class Opener(Generic[T]):
             pixels = load_image(source, name=name)
             height, width = pixels.shape[:2]
             loaded.sha256 = _sha256(f"{height}x{width}:".encode(), pixels)
-            loaded.pixels = self._prepare(pixels)
+            loaded.pixels = self._prepare(loaded.item, pixels)
         else:
             waited.append(self._memory.take(index, size_of(source)))
             data = bytes_of(source, name)
             loaded.sha256 = _sha256(data)
-            loaded.pixels, n_bytes = self._decoded(data, name, index, waited)
+            loaded.pixels, n_bytes = self._decoded(data, loaded.item, index, waited)
             if n_bytes > _LARGE:
                 give_back()
         self._memory.book(index, _held_by(loaded.pixels))
 
-    def _decoded(self, data: bytes, name: str, index: int, waited: list[float]) -> tuple[T, int]:
+    def _decoded(self, data: bytes, item: Item, index: int, waited: list[float]) -> tuple[T, int]:
         """What is made of an image, and how many bytes that took at most."""
+        name = item.image
         with opened_image(data, name) as image:
             n_bytes = len(data) + DECODING * image.width * image.height
             waited.append(self._memory.take(index, n_bytes))
-            return self._prepare(load_image(image, name=name)), n_bytes
+            return self._prepare(item, load_image(image, name=name)), n_bytes
 
 
 def own_pixels(item: Item) -> Source:
@@ -195,5 +196,5 @@ def _sha256(*parts: Any) -> str:
 
 
 def _held_by(result: object) -> int:
-    """Bytes of an array, or of the tiles of a Prepared."""
-    return int(getattr(getattr(result, "tiles", result), "nbytes", 0))
+    """Bytes of an array, or of what says how many it has."""
+    return int(getattr(result, "n_bytes", getattr(result, "nbytes", 0)))

@@ -11,13 +11,14 @@ import json
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from atp_cpp._core import Result, __version__
 from atp_cpp.batch.config_hash import file_fingerprint
 from atp_cpp.batch.embeddings import EmbeddingCache
-from atp_cpp.batch.encoding import Ahead, Asked, Encoder, Picture
+from atp_cpp.batch.encoding import Ahead, Asked, Encoder, Ready
 from atp_cpp.batch.item import Item
 from atp_cpp.batch.loading import load_all
 from atp_cpp.batch.schedule import Ended, Schedule
@@ -120,16 +121,18 @@ class _Batch:
             order = _InOrder(_HELD * options.batch_size if options.ordered else 0)
             n_threads = options.n_load_threads
             window = 2 * n_threads + 1
-            images = load_all(self._items, self._prepare, n_threads=n_threads, window=window)
+            prepare = partial(self._prepare, encoder)
+            images = load_all(self._items, prepare, n_threads=n_threads, window=window)
             jobs = Ahead(encoder.tasks(images), _AHEAD if options.overlap else 0)
             ended = schedule.run(jobs, lambda: order.has_room() and jobs.ready())
             with closing(images), closing(jobs), closing(ended):
                 yield from order.rows(map(self._row, ended))
 
-    def _prepare(self, pixels: Pixels) -> Picture:
-        """Pixels as the engine takes them; called in the loading threads."""
+    def _prepare(self, encoder: Encoder, item: Item, pixels: Pixels) -> Ready:
+        """Pixels as the encoder takes them; called in the loading threads."""
         spec = self._captioner.image_spec
-        return pixels if spec is None else as_tiles(prepare(pixels, spec), spec)
+        picture = pixels if spec is None else as_tiles(prepare(pixels, spec), spec)
+        return encoder.prepare(item, picture)
 
     def _row(self, ended: Ended) -> tuple[int, Row]:
         job, outcome = ended

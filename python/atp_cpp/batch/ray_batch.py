@@ -78,6 +78,7 @@ class CaptionBatch:
         n_ubatch: likewise.
         n_threads: CPU threads of one process; 0 takes all cores, which several processes on one
             machine must not.
+        n_threads_encode: likewise.
         flash_attn: likewise.
         type_k: likewise.
         type_v: likewise.
@@ -106,6 +107,7 @@ class CaptionBatch:
         n_ctx: int = 4096,
         n_ubatch: int = 512,
         n_threads: int = 0,
+        n_threads_encode: int = 0,
         flash_attn: str = "auto",
         type_k: str = "f16",
         type_v: str = "f16",
@@ -124,6 +126,7 @@ class CaptionBatch:
             "n_ctx": n_ctx,
             "n_ubatch": n_ubatch,
             "n_threads": n_threads,
+            "n_threads_encode": n_threads_encode,
             "flash_attn": flash_attn,
             "type_k": type_k,
             "type_v": type_v,
