@@ -1,9 +1,6 @@
-"""Many images through threads: order, bounds, ends, and failures that stay with their image."""
+"""Many images through threads: order, bounds, and failures that stay with their image."""
 
-import contextlib
-import gc
 import hashlib
-import io
 import random
 import threading
 import time
@@ -13,53 +10,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atp_cpp.batch import loading
-from atp_cpp.batch.item import Item
-from atp_cpp.batch.loading import load_all
 from atp_cpp.errors import AtpError
 from atp_cpp.images import load_image
 from image_files import png
+from loading_runs import encoded, item, load, number, numbered
 
-pytest_plugins = ("fixtures_python",)
+pytest_plugins = ("fixtures_python", "fixtures_loading")
 
-
-def item(source, name="x", error=""):
-    return Item(name, name, source, ("What?",), error)
-
-
-def encoded(i, side=8):
-    """A PNG whose every pixel is `i`, for i < 2^24."""
-    stream = io.BytesIO()
-    Image.new("RGB", (side, side), (i >> 16, i >> 8 & 255, i & 255)).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def number(pixels):
-    """What `encoded` put there."""
-    high, middle, low = (int(x) for x in pixels[0, 0])
-    return high << 16 | middle << 8 | low
-
-
-def numbered(n):
-    return [item(encoded(i), name=str(i)) for i in range(n)]
-
-
-def load(items, prepare=None, *, n_threads=2, window=4, **options):
-    return load_all(items, prepare, n_threads=n_threads, window=window, **options)
-
-
-def n_workers():
-    return sum(thread.name.startswith("atp-load") for thread in threading.enumerate())
-
-
-@pytest.fixture(autouse=True)
-def no_thread_is_left():
-    yield
-    until = time.monotonic() + 60
-    while n_workers() and time.monotonic() < until:
-        time.sleep(0.01)
-    assert n_workers() == 0
-
+pytestmark = pytest.mark.usefixtures("no_thread_is_left")
 
 # ---- order
 
@@ -303,101 +261,3 @@ def test_one_pillow_image_many_times(scene):
         out = list(load([item(image)] * 10, lambda pixels: int(pixels.sum()), n_threads=4))
     assert len({loaded.pixels for loaded in out}) == 1
     assert not any(loaded.error for loaded in out)
-
-
-# ---- ends
-
-
-def test_closing_ends_the_threads():
-    images = load(numbered(100), window=20)
-    with contextlib.closing(images):
-        next(images)
-        assert n_workers() == 2
-    assert n_workers() == 0
-
-
-def test_leaving_a_loop_ends_the_threads():
-    for _ in load(numbered(100)):
-        break
-    gc.collect()
-    assert n_workers() == 0
-
-
-def test_no_thread_before_the_first_image_is_asked_for():
-    images = load(numbered(3))
-    assert n_workers() == 0
-    images.close()
-
-
-def test_after_closing_nothing_more_is_opened():
-    opened = []
-    begun, go_on = threading.Event(), threading.Event()
-
-    def prepare(pixels):
-        opened.append(number(pixels))
-        if number(pixels) == 1:
-            begun.set()
-            go_on.wait(60)
-
-    images = load(numbered(50), prepare, n_threads=1, window=50)
-    next(images)
-    assert begun.wait(60)
-    closing = threading.Thread(target=images.close)
-    closing.start()
-    while not loading_is_stopped(images):
-        time.sleep(0.001)
-    go_on.set()
-    closing.join(60)
-    assert opened == [0, 1]
-
-
-def loading_is_stopped(images):
-    frame = images.gi_frame
-    return frame is None or frame.f_locals["memory"].is_stopped
-
-
-def test_closing_does_not_wait_for_an_image_that_hangs(monkeypatch):
-    monkeypatch.setattr(loading, "_PATIENCE", 0.01)
-    begun, go_on = threading.Event(), threading.Event()
-
-    def hangs(pixels):
-        if number(pixels):
-            begun.set()
-            go_on.wait(60)
-
-    images = load(numbered(3), hangs)
-    next(images)
-    assert begun.wait(60)
-    images.close()
-    assert n_workers() >= 1
-    go_on.set()
-
-
-def test_closing_wakes_threads_that_wait_for_memory():
-    images = load(numbered(30), n_threads=4, window=30, max_bytes=1)
-    next(images)
-    images.close()
-    assert n_workers() == 0
-
-
-def test_ctrl_c_while_waiting_ends_the_threads(monkeypatch):
-    class Interrupted(threading.Event):
-        def wait(self, timeout=None):
-            raise KeyboardInterrupt
-
-    images = load(numbered(30))
-    next(images)
-    monkeypatch.setattr(loading.threading, "Event", Interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        list(images)
-    assert n_workers() == 0
-
-
-def test_ctrl_c_while_listing_ends_the_threads():
-    def listing():
-        yield from numbered(3)
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        list(load(listing()))
-    assert n_workers() == 0
