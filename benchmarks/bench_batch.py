@@ -17,7 +17,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
@@ -93,8 +93,8 @@ def open_ours(args: argparse.Namespace, n_threads_encode: int = 0) -> Captioner:
 
 def contestants(
     args: argparse.Namespace, captioner: Captioner, beside: Captioner | None, n_tokens: int
-) -> list[Contestant]:
-    """All that take part, loaded, the first of them ours with the first plan."""
+) -> Iterator[Contestant]:
+    """All that take part, each loaded when it is drawn; first ours with the first plan."""
     job = Job(
         model=str(captioner.model),
         mmproj=str(captioner.mmproj),
@@ -107,20 +107,15 @@ def contestants(
     ctx = -(-(n_tokens + TEXT_ROOM + args.n_predict) // 256) * 256
     options = {} if args.overlap == "auto" else {"overlap": args.overlap == "on"}
     plans = args.plan + ([] if args.no_whole else ["none"])
-    found: list[Contestant] = [
-        Ours(job, plan, size, captioner, **options) for plan in plans for size in args.batch_size
-    ]
-    if beside is not None:
-        found += [
-            Ours(job, plan, size, beside, how="encoder beside", **options)
-            for plan in plans
-            for size in args.batch_size
-        ]
-    found.append(Loop(args.baselines / "mtmd-loop", job, prompt, ctx, args.ubatch))
+    ways = [(captioner, "")] + ([(beside, "encoder beside")] if beside is not None else [])
+    for shared, how in ways:
+        for plan in plans:
+            for size in args.batch_size:
+                yield Ours(job, plan, size, shared, how, **options)
+    yield Loop(args.baselines / "mtmd-loop", job, prompt, ctx, args.ubatch)
     program = args.baselines / "bin" / "llama-server"
     for k, slots in enumerate(args.slots):
-        found.append(Server(program, job, slots, ctx, args.server_options, PORT + k))
-    return found
+        yield Server(program, job, slots, ctx, args.server_options, PORT + k)
 
 
 def measure(
@@ -215,8 +210,9 @@ def main() -> None:
         )
         first = captioner.caption(paths[0], sampling=SamplingConfig(n_predict=1))
         n_tokens = first.report.n_image_tokens
-        todo = contestants(args, captioner, beside, n_tokens)
-        for one in todo:
+        todo = []
+        for one in contestants(args, captioner, beside, n_tokens):
+            todo.append(one)
             stack.callback(one.close)
         runs = measure(todo, args, paths, first.report.n_prompt)
     best = best_of(runs, todo)

@@ -11,6 +11,7 @@ import http.client
 import json
 import re
 import shlex
+import socket
 import subprocess
 import tempfile
 import time
@@ -182,6 +183,9 @@ class Server:
         self.name = f"llama-server -np {n_slots} {options}".rstrip()
         self.job, self.n_slots, self.port = job, n_slots, port
         self.n_prompt = 0  # known after the first run
+        with socket.socket() as taken:  # else another server would answer in its place
+            if taken.connect_ex(("127.0.0.1", port)) == 0:
+                raise RuntimeError(f"port {port} is in use; end what listens there")
         self.folder = tempfile.TemporaryDirectory()
         self.log = Path(self.folder.name) / "log"
         self.process = subprocess.Popen(
@@ -193,7 +197,11 @@ class Server:
             stdout=self.log.open("wb"),
             stderr=subprocess.STDOUT,
         )  # fmt: skip
-        self._wait()
+        try:
+            self._wait()
+        except BaseException:
+            self.close()
+            raise
 
     def _wait(self) -> None:
         """Until it answers that it is ready."""

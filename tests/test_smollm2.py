@@ -5,6 +5,7 @@ words, taken from the model's own table, on a grid.
 """
 
 import importlib.util
+import signal
 from pathlib import Path
 
 import gguf
@@ -162,3 +163,37 @@ def test_random_rows_are_pruned_as_well_as_words(rig):
     staged = rig.staged()
     seq = prompt(rig, staged, 12, (8, 8), 12)
     pruned_equals_masked(rig, staged, seq, [core.Cut(10, "random", 0.25)])
+
+
+def test_ctrl_c_inside_a_step_drops_the_captions_of_that_step(path):
+    """The alarm rings when the step has begun; a step of 160 rows lasts some tenths of a second."""
+    engine = core.Engine(str(path), n_ctx=512, n_threads=1, self_test=False)
+    seq, n = engine.encode("Once upon a time", []), 160
+    engine.set_plan([])
+    engine.reserve([n * 32], n)
+
+    def captions():
+        for _ in range(n):
+            engine.start(seq, n_predict=8)
+        ended = {}
+        while engine.n_live:
+            ended |= dict(engine.step())
+        return {result.text for result in ended.values()}
+
+    def ring(number, frame):
+        raise KeyboardInterrupt
+
+    (expected,) = captions()
+    for _ in range(n):
+        engine.start(seq, n_predict=8)
+    before = signal.signal(signal.SIGALRM, ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.02)
+        with pytest.raises(KeyboardInterrupt):
+            engine.step()
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert engine.n_live == 0
+    assert captions() == {expected}
+    engine.close()

@@ -254,7 +254,7 @@ class Captioner:
         images: Iterable[ImageSource | Item],
         prompt: str | Sequence[str] = DEFAULT_PROMPT,
         *,
-        batch_size: int = 8,
+        batch_size: int = 16,
         ordered: bool = True,
         policy: PolicyLike = None,
         sampling: SamplingConfig | None = None,

@@ -15,7 +15,7 @@ from atp_cpp.config import SamplingConfig
 from atp_cpp.errors import AtpError
 from atp_cpp.prompts import DEFAULT_PROMPT
 
-DEFAULT_PARALLEL = 8
+DEFAULT_PARALLEL = 16
 
 T = TypeVar("T")
 

@@ -99,7 +99,7 @@ class CaptionBatch:
         policy: PolicyLike = None,
         budget: Budget | None = None,
         prompt: str = DEFAULT_PROMPT,
-        batch_size: int = 8,
+        batch_size: int = 16,
         sampling: SamplingConfig | None = None,
         kv_budget: int | str | None = None,
         n_load_threads: int | None = None,
