@@ -143,7 +143,8 @@ def test_the_cache_cannot_be_written(hub, tmp_path):
 # ---- processes, with the user's settings in the environment
 
 FETCH = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background of a shell
 from huggingface_hub import constants
 from atp_cpp.convert.source import fetch
 constants.DOWNLOAD_CHUNK_SIZE = 10_000

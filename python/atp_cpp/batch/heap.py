@@ -9,9 +9,12 @@ large block that is freed to keep the next of that size.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import lru_cache
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _APART = 256 << 10  # bytes: the rows of a picture are larger, most else is smaller
@@ -36,6 +39,14 @@ def large_blocks_apart() -> None:
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _APART)
+
+
+def giving_back(rows: Iterable[T], every: int = 256) -> Iterator[T]:
+    """The rows as they come; what is free goes back after every so many (some ms)."""
+    for number, row in enumerate(rows, 1):
+        if number % every == 0:
+            give_back()
+        yield row
 
 
 def give_back() -> None:
