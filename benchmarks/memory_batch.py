@@ -24,6 +24,7 @@ from photos import drawn
 from provenance import provenance
 
 from atp_cpp import Captioner
+from atp_cpp.batch.heap import large_blocks_apart
 from atp_cpp.captioner import model_files
 from atp_cpp.config import SamplingConfig
 
@@ -47,7 +48,8 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def child(folder: Path, out: Path, batch_size: int, n_predict: int) -> None:
-    """caption_many over a folder, a line a row."""
+    """caption_many over a folder, a line a row, in a program that does as docs/batch.md says."""
+    large_blocks_apart()
     paths = sorted(folder.iterdir())
     with Captioner() as captioner, out.open("wb") as rows:
         draw = SamplingConfig(n_predict=n_predict)

@@ -71,14 +71,6 @@ def test_large_blocks_go_back_at_once():
     assert grown("apart") < 5_000_000 < 15_000_000 < grown("as it is")
 
 
-def test_memory_is_given_back_as_rows_go_by(monkeypatch):
-    asked, taken = [], []
-    monkeypatch.setattr(heap, "give_back", lambda: asked.append(len(taken)))
-    for row in heap.giving_back(range(10), every=3):
-        taken.append(row)
-    assert (taken, asked) == (list(range(10)), [2, 5, 8])
-
-
 @pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
 def test_elsewhere_it_does_nothing(monkeypatch, error):
     def none(name):

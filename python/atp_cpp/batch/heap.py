@@ -9,12 +9,9 @@ large block that is freed to keep the next of that size.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
-from typing import TypeVar
-
-T = TypeVar("T")
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
 _APART = 256 << 10  # bytes: the rows of a picture are larger, most else is smaller
@@ -34,19 +31,11 @@ def _malloc_trim() -> Callable[[int], int] | None:
 def large_blocks_apart() -> None:
     """From now on blocks as large as pictures go back as soon as they are freed.
 
-    A setting of the whole process, so for programs of ours alone; does nothing where there is
-    another C library.
+    A setting of the whole process, so it is the program's to make: ``atp-cpp caption`` does. Does
+    nothing where there is another C library.
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _APART)
-
-
-def giving_back(rows: Iterable[T], every: int = 256) -> Iterator[T]:
-    """The rows as they come; what is free goes back after every so many (some ms)."""
-    for number, row in enumerate(rows, 1):
-        if number % every == 0:
-            give_back()
-        yield row
 
 
 def give_back() -> None:

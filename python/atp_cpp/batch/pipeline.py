@@ -19,7 +19,6 @@ from atp_cpp._core import Result, __version__
 from atp_cpp.batch.config_hash import file_fingerprint
 from atp_cpp.batch.embeddings import EmbeddingCache
 from atp_cpp.batch.encoding import Ahead, Asked, Encoder, Ready
-from atp_cpp.batch.heap import giving_back
 from atp_cpp.batch.item import Item
 from atp_cpp.batch.loading import load_all
 from atp_cpp.batch.schedule import Ended, Schedule
@@ -127,7 +126,7 @@ class _Batch:
             jobs = Ahead(encoder.tasks(images), _AHEAD if options.overlap else 0)
             ended = schedule.run(jobs, lambda: order.has_room() and jobs.ready())
             with closing(images), closing(jobs), closing(ended):
-                yield from giving_back(order.rows(map(self._row, ended)))
+                yield from order.rows(map(self._row, ended))
 
     def _prepare(self, encoder: Encoder, item: Item, pixels: Pixels) -> Ready:
         """Pixels as the encoder takes them; called in the loading threads."""
