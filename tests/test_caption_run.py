@@ -54,6 +54,13 @@ def greys(rows):
 EVERY = {f"{k:02d}.png": 20.0 * k for k in range(12)}
 
 
+@pytest.mark.parametrize("n", [0, 3])
+def test_threads_of_the_encoder_reach_the_engine(run, n):
+    run(*(["--threads-encode", n] if n else []))
+    (made,) = run.engine.made
+    assert made.options["n_threads_encode"] == n
+
+
 def test_each_image_has_its_row_and_its_own_caption(run):
     ran = run()
     assert (ran.code, ran.out) == (1, "")

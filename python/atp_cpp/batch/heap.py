@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import lru_cache
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-_APART = 256 << 10  # bytes: the rows of a picture are larger, most else is smaller
+_APART = 256 << 10  # bytes: pictures are larger, most else is smaller
 
 
 @lru_cache(maxsize=1)
