@@ -17,8 +17,10 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,6 +34,7 @@ from atp_cpp.prompts import ChatPrompt
 
 PORT = 18090
 SAME_PROMPT = 2  # tokens that prompts may differ by: llama-server renders white space its own way
+QUESTION = "Describe the image."
 TEXT_ROOM = 64  # rows of text in the prompt, at most
 PARTS = ("encode", "prefill", "decode", "rest", "cpu")
 
@@ -71,18 +74,19 @@ def arguments() -> argparse.Namespace:
     add("--ubatch", type=int, default=512)
     add("--images", type=int, default=8)
     add("--loop-images", type=int, help="the loop's; each costs it the same")
-    add("--server-images", type=int, help="llama-server's; best a multiple of its slots")
+    add("--server-images", type=int, help="llama-server's, or one a slot if that is more")
     add("--kind", choices=("photo", "drawn"), default="photo")
     add("--pictures", type=Path, help="folder to keep the pictures in")
     add("--natural", action="store_true", help="captions end where the model ends them")
     add("--n-predict", type=int, default=64)
     add("--rounds", type=int, default=3)
+    add("--apart", action="store_true", help="each is loaded for its turn: where not all fit")
     add("--threads", type=int, default=2)
     add("--json", type=Path)
     return parser.parse_args()
 
 
-def open_ours(args: argparse.Namespace, n_threads_encode: int = 0) -> Captioner:
+def open_ours(args: argparse.Namespace, n_threads_encode: int) -> Captioner:
     """Ours, loaded; `n_threads_encode` of the threads are the encoder's, if any."""
     return Captioner(
         args.model, mmproj=args.mmproj, atp=args.atp, n_threads=args.threads - n_threads_encode,
@@ -91,55 +95,108 @@ def open_ours(args: argparse.Namespace, n_threads_encode: int = 0) -> Captioner:
     )  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What all contestants are told, from ours: files, prompt, and its number of tokens."""
+
+    model: str
+    mmproj: str
+    prompt: str
+    n_image_tokens: int
+    n_prompt: int
+
+    @classmethod
+    def of(cls, captioner: Captioner, image: Path) -> Facts:
+        """By one caption of one token."""
+        report = captioner.caption(image, sampling=SamplingConfig(n_predict=1)).report
+        return cls(
+            model=str(captioner.model),
+            mmproj=str(captioner.mmproj),
+            prompt=ChatPrompt.for_model(captioner.info).render(QUESTION, 1),
+            n_image_tokens=report.n_image_tokens,
+            n_prompt=report.n_prompt,
+        )
+
+
 def contestants(
-    args: argparse.Namespace, captioner: Captioner, beside: Captioner | None, n_tokens: int
+    args: argparse.Namespace, facts: Facts, opened: Callable[[int], Captioner]
 ) -> Iterator[Contestant]:
-    """All that take part, each loaded when it is drawn; first ours with the first plan."""
+    """All that take part, each loaded when it is drawn; first ours with the first plan.
+
+    `opened` gives ours for a number of threads of the encoder's own.
+    """
     job = Job(
-        model=str(captioner.model),
-        mmproj=str(captioner.mmproj),
-        question="Describe the image.",
+        model=facts.model,
+        mmproj=facts.mmproj,
+        question=QUESTION,
         n_predict=args.n_predict,
         natural=args.natural,
         n_threads=args.threads,
     )
-    prompt = ChatPrompt.for_model(captioner.info).render(job.question, 1)
-    ctx = -(-(n_tokens + TEXT_ROOM + args.n_predict) // 256) * 256
+    ctx = -(-(facts.n_image_tokens + TEXT_ROOM + args.n_predict) // 256) * 256
     options = {} if args.overlap == "auto" else {"overlap": args.overlap == "on"}
     plans = args.plan + ([] if args.no_whole else ["none"])
-    ways = [(captioner, "")] + ([(beside, "encoder beside")] if beside is not None else [])
-    for shared, how in ways:
+    ways = [(0, "")] + ([(args.encode_threads, "encoder beside")] if args.encode_threads else [])
+    for n_threads_encode, how in ways:
         for plan in plans:
             for size in args.batch_size:
-                yield Ours(job, plan, size, shared, how, **options)
-    yield Loop(args.baselines / "mtmd-loop", job, prompt, ctx, args.ubatch)
+                yield Ours(job, plan, size, opened(n_threads_encode), how, **options)
+    yield Loop(args.baselines / "mtmd-loop", job, facts.prompt, ctx, args.ubatch)
     program = args.baselines / "bin" / "llama-server"
     for k, slots in enumerate(args.slots):
         yield Server(program, job, slots, ctx, args.server_options, PORT + k)
 
 
-def measure(
-    todo: list[Contestant], args: argparse.Namespace, paths: list[Path], n_prompt: int
-) -> dict[str, list[Ran]]:
-    """Rounds through all contestants; a warm-up of one image each is thrown away."""
-    runs: dict[str, list[Ran]] = {one.name: [] for one in todo}
-    for one in todo:
-        one.run(paths[:1])
-    lengths = {one.name: one.n_prompt for one in todo if not isinstance(one, Ours)}
-    if any(abs(n - n_prompt) > SAME_PROMPT for n in lengths.values()):
-        raise RuntimeError(f"prompts of {lengths} tokens, and ours has {n_prompt}")
-    for k in range(args.rounds):
+def turns(
+    draw: Callable[[], Iterator[Contestant]], warm_up: list[Path], *, n_rounds: int, apart: bool
+) -> Generator[Contestant, None, None]:
+    """Every contestant once a round, loaded and warmed up: for all rounds, or for this turn."""
+    if apart:
+        for _ in range(n_rounds):
+            for one in draw():
+                with closing(one):
+                    one.run(warm_up)
+                    yield one
+        return
+    with ExitStack() as stack:
+        todo = []
+        for one in draw():
+            todo.append(one)
+            stack.callback(one.close)
         for one in todo:
-            counts = {Loop: args.loop_images, Server: args.server_images}
-            mine = paths[: counts.get(type(one))]
-            ran = one.run(mine)
-            runs[one.name].append(ran)
-            print(
-                f"round {k + 1}: {ran.wall / ran.n_images:.3f} s an image, "
-                f"{ran.cpu / ran.n_images:.3f} of CPU, {one.name}",
-                file=sys.stderr,
-                flush=True,
+            one.run(warm_up)
+        for _ in range(n_rounds):
+            yield from todo
+
+
+def n_images_of(one: Contestant, args: argparse.Namespace) -> int:
+    """How many images it captions a round."""
+    if isinstance(one, Loop):
+        return int(args.loop_images or args.images)
+    if isinstance(one, Server):
+        return max(args.server_images or args.images, one.n_slots)
+    return int(args.images)
+
+
+def measure(
+    todo: Iterator[Contestant], args: argparse.Namespace, paths: list[Path], n_prompt: int
+) -> dict[str, list[Ran]]:
+    """All rounds, by the contestants' names; ours first."""
+    runs: dict[str, list[Ran]] = {}
+    for one in todo:
+        if isinstance(one, (Loop, Server)) and abs(one.n_prompt - n_prompt) > SAME_PROMPT:
+            raise RuntimeError(
+                f"{one.name}: a prompt of {one.n_prompt} tokens, and ours has {n_prompt}"
             )
+        ran = one.run(paths[: n_images_of(one, args)])
+        mine = runs.setdefault(one.name, [])
+        mine.append(ran)
+        print(
+            f"round {len(mine)}: {ran.wall / ran.n_images:.3f} s an image, "
+            f"{ran.cpu / ran.n_images:.3f} of CPU, {one.name}",
+            file=sys.stderr,
+            flush=True,
+        )
     return runs
 
 
@@ -168,9 +225,9 @@ def row_of(name: str, mine: list[Ran], base: dict[str, list[Ran]]) -> dict[str, 
     return row
 
 
-def best_of(runs: dict[str, list[Ran]], todo: list[Contestant]) -> str:
+def best_of(runs: dict[str, list[Ran]]) -> str:
     """Name of llama.cpp's fastest, by the median."""
-    names = [one.name for one in todo if not isinstance(one, Ours)]
+    names = [name for name in runs if name.startswith("llama")]
     return min(names, key=lambda n: statistics.median([r.wall / r.n_images for r in runs[n]]))
 
 
@@ -202,20 +259,17 @@ def main() -> None:
     with ExitStack() as stack:
         folder = args.pictures or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         paths = write_pictures(folder, args.images, kind=args.kind)
-        captioner = stack.enter_context(open_ours(args))
-        beside = (
-            stack.enter_context(open_ours(args, args.encode_threads))
-            if args.encode_threads
-            else None
-        )
-        first = captioner.caption(paths[0], sampling=SamplingConfig(n_predict=1))
-        n_tokens = first.report.n_image_tokens
-        todo = []
-        for one in contestants(args, captioner, beside, n_tokens):
-            todo.append(one)
-            stack.callback(one.close)
-        runs = measure(todo, args, paths, first.report.n_prompt)
-    best = best_of(runs, todo)
+        opened: Callable[[int], Captioner] = partial(open_ours, args)
+        if not args.apart:
+            opened = cache(opened)  # plans share a loaded model
+        captioner = opened(0)
+        facts = Facts.of(captioner, paths[0])
+        if args.apart:
+            captioner.close()
+        draw = partial(contestants, args, facts, opened)
+        todo = turns(draw, paths[:1], n_rounds=args.rounds, apart=args.apart)
+        runs = measure(stack.enter_context(closing(todo)), args, paths, facts.n_prompt)
+    best = best_of(runs)
     loop = next(name for name in runs if "loop" in name)
     base = {"best": runs[best], "loop": runs[loop]}
     rows = [row_of(name, mine, base) for name, mine in runs.items()]
@@ -229,7 +283,7 @@ def main() -> None:
             settings[key] = Path(settings[key]).name if settings[key] else None
         record = {
             "what": "bench_batch",
-            "provenance": provenance(Path(captioner.model)),
+            "provenance": provenance(Path(facts.model)),
             "settings": settings,
             "best": best,
             "same_captions_as_loop": same_captions(runs),

@@ -78,16 +78,16 @@ def _cpu_seconds(pid: int) -> float:
 
 
 class Ours:
-    """Captioner.caption_many in this process; `shared` lets several plans use one loaded model.
+    """Captioner.caption_many in this process; several plans may share a captioner.
 
     `how` tells two captioners apart by name.
     """
 
     def __init__(
-        self, job: Job, plan: str, batch_size: int, shared: Captioner, how: str = "", **options: Any
+        self, job: Job, plan: str, batch_size: int, captioner: Captioner, how: str, **options: Any
     ) -> None:
         self.job, self.plan, self.batch_size = job, plan, batch_size
-        self.captioner, self.options = shared, options
+        self.captioner, self.options = captioner, options
         self.name = ", ".join(filter(None, (f"atp-cpp {plan}", f"{batch_size} at once", how)))
 
     def run(self, paths: Sequence[Path]) -> Ran:
@@ -117,7 +117,8 @@ class Ours:
         )
 
     def close(self) -> None:
-        """The model is shared: nothing to free here."""
+        """The captioner's; of a shared one the first call counts."""
+        self.captioner.close()
 
 
 class Loop:
