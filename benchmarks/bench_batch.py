@@ -258,7 +258,8 @@ def main() -> None:
     args = arguments()
     with ExitStack() as stack:
         folder = args.pictures or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        paths = write_pictures(folder, args.images, kind=args.kind)
+        most = max(args.images, args.loop_images or 0, args.server_images or 0, *args.slots)
+        paths = write_pictures(folder, most, kind=args.kind)
         opened: Callable[[int], Captioner] = partial(open_ours, args)
         if not args.apart:
             opened = cache(opened)  # plans share a loaded model
