@@ -44,13 +44,8 @@ const std::vector<int32_t> & Decoder::legal_cuts() {
         cache.reserve(n_probe, n_probe, 1);
         const llama_ubatch ubatch = batcher.dummy(n_probe, false);
         const auto memory = cache.memory()->init_full();
-        GraphRequest request;
-        request.ubatch = &ubatch;
-        request.memory = memory.get();
-        const ggml_backend_sched_ptr sched(model_.new_sched(model_.max_nodes()));
-        request.sched = sched.get();
-        request.n_outputs = 1;
-        legal_cuts_ = find_legal_cuts(model_, request);
+        const ggml_backend_sched_ptr sched = model_.new_sched(model_.max_nodes());
+        legal_cuts_ = find_legal_cuts(model_, probe_request(ubatch, *memory, sched.get()));
         legal_cuts_known_ = true;
     }
     return legal_cuts_;
