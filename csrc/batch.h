@@ -17,16 +17,9 @@
 #include "generation.h"
 #include "interrupt.h"
 #include "report.h"
+#include "result.h"
 
 namespace atp {
-
-struct Result {
-    std::string text;
-    std::vector<int32_t> tokens;
-    std::string finish_reason;  // stop, length, repetition, cancelled; error: of a batch, `error` says which
-    std::string error;
-    Report report;
-};
 
 struct Started {
     int32_t slot = -1;             // under way; -1: there is no room and nothing changed, or it has ended
@@ -71,11 +64,5 @@ class Batch {
     std::vector<int32_t> n_cells_;  // reserved; empty: nothing yet
     std::vector<std::unique_ptr<Caption>> slots_;
 };
-
-// what the prefill of a prompt says about it
-Report make_report(const Sequence & seq, const Plan & plan, const std::vector<CutRecord> & cuts, int32_t n_layer);
-
-// what a caption came to
-Result make_result(const Generation & generation, Report report);
 
 }  // namespace atp

@@ -46,12 +46,7 @@ bool DecodeChain::can_reuse() {
     // every stage must be asked: asking also binds its inputs to the new memory context
     bool all = true;
     for (size_t s = 0; s < graphs_.size(); ++s) {
-        GraphRequest request;
-        request.ubatch = &memories_->now[s]->get_ubatch();
-        request.memory = memories_->now[s].get();
-        request.sched = memories_->sched.get();
-        request.n_outputs = static_cast<int32_t>(request.ubatch->n_tokens);
-        all = graphs_[s]->can_reuse(request) && all;
+        all = graphs_[s]->can_reuse(step_request(*memories_->now[s], memories_->sched.get())) && all;
     }
     return all;
 }
@@ -74,17 +69,12 @@ void DecodeChain::build() {
     Memories & m = *memories_;
     const size_t max_nodes = chain_nodes(model_);
     if (!m.sched) {
-        m.sched.reset(model_.new_sched(max_nodes));
+        m.sched = model_.new_sched(max_nodes);
     }
     ggml_backend_sched_reset(m.sched.get());
     std::vector<const CutGraph *> parts;
     for (size_t s = 0; s < graphs_.size(); ++s) {
-        GraphRequest request;
-        request.ubatch = &m.now[s]->get_ubatch();
-        request.memory = m.now[s].get();
-        request.sched = m.sched.get();
-        request.n_outputs = static_cast<int32_t>(request.ubatch->n_tokens);
-        graphs_[s]->build(request);
+        graphs_[s]->build(step_request(*m.now[s], m.sched.get()));
         if (s > 0) {
             splice(*graphs_[s - 1], *graphs_[s]);
         }

@@ -3,8 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
-#include <numeric>
 
+#include "cut_walk.h"
 #include "errors.h"
 #include "llama_private.h"
 #include "model.h"
@@ -44,13 +44,8 @@ const std::vector<int32_t> & Decoder::legal_cuts() {
         cache.reserve(n_probe, n_probe, 1);
         const llama_ubatch ubatch = batcher.dummy(n_probe, false);
         const auto memory = cache.memory()->init_full();
-        GraphRequest request;
-        request.ubatch = &ubatch;
-        request.memory = memory.get();
-        const ggml_backend_sched_ptr sched(model_.new_sched(model_.max_nodes()));
-        request.sched = sched.get();
-        request.n_outputs = 1;
-        legal_cuts_ = find_legal_cuts(model_, request);
+        const ggml_backend_sched_ptr sched = model_.new_sched(model_.max_nodes());
+        legal_cuts_ = find_legal_cuts(model_, probe_request(ubatch, *memory, sched.get()));
         legal_cuts_known_ = true;
     }
     return legal_cuts_;
@@ -190,27 +185,20 @@ void Decoder::size_cache(Stage & stage, int32_t n_rows, int32_t n_ubatch) {
 }
 
 void Decoder::run(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt, PrefillResult & result) {
-    std::vector<int32_t> live(seq.rows.size() - result.n_shared);
-    std::iota(live.begin(), live.end(), result.n_shared);
     HiddenRows hidden;
     StageOutput out;
     if (!scheduler_) {
         scheduler_ = std::make_unique<Scheduler>(model_);
     }
-    auto cut = plan_.begin();
-    Progress progress{model_.n_layer(), 0.0};
-    const auto make_cut = [&] {
-        result.cuts.push_back(choose(*cut, seq, live, out.scores, progress));
-        compact(seq, result.cuts.back().choice.kept, hidden.row_size(), live, hidden.data());
-        ++cut;
-    };
-    if (cut != plan_.end() && cut->after == 0) {
-        make_cut();
-    }
-    for (size_t s = 0; s < stages_.size(); ++s) {
+    CutWalk walk(plan_, seq, model_.n_layer(), result.n_shared);
+    for (size_t s = 0; s < stages_.size(); ++s, walk.pass()) {
         Stage & stage = *stages_[s];
-        const int32_t n_image_tokens = n_live_image_tokens(seq, live);
-        const int32_t n_cells = static_cast<int32_t>(live.size()) + options.n_predict;
+        if (const Cut * cut = walk.due()) {
+            result.cuts.push_back(decide_cut(*cut, seq, walk.live(), out.scores, walk.progress()));
+            walk.keep(result.cuts.back().choice.kept, hidden.row_size(), hidden.data());
+        }
+        const auto n_live = static_cast<int32_t>(walk.live().size());
+        const int32_t n_cells = n_live + options.n_predict;
         if (room_.is_open()) {
             result.n_cells[s] = n_cells;
             result.has_room = room_.fits(s, n_cells);
@@ -222,24 +210,20 @@ void Decoder::run(const Sequence & seq, const PrefillOptions & options, Interrup
             size_cache(stage, n_cells, n_rows_at_once(seq));
         }
         if (goes_aside()) {
-            prepare_side(stage, static_cast<int32_t>(live.size()), result.n_shared, n_rows_at_once(seq));
+            prepare_side(stage, n_live, result.n_shared, n_rows_at_once(seq));
         }
         StageInput in;
         in.seq = &seq;
-        in.live = &live;
+        in.live = &walk.live();
         in.seq_id = goes_aside() ? 0 : options.seq_id;
         in.cache = goes_aside() ? &stage.side_cache() : &stage.cache();
-        in.score = cut != plan_.end() && n_image_tokens > 0 ? cut->policy.needs : ScoreKind::none;
-        in.merge_kinds = live.size() + result.n_shared < seq.rows.size();
+        in.score = walk.needs();
+        in.merge_kinds = walk.live().size() + result.n_shared < seq.rows.size();
         in.all_logits = options.all_logits;
         scheduler_->forget_plan();
         out = stage.prefill(in, hidden, scheduler_->get(), interrupt);
         if (goes_aside()) {
             join(stage, options.seq_id, result.n_shared);
-        }
-        progress.spent += static_cast<double>(n_image_tokens) * (stage.range().il_last - stage.range().il_first);
-        if (cut != plan_.end()) {
-            make_cut();
         }
     }
     result.logits = std::move(out.logits);

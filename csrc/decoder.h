@@ -12,7 +12,7 @@
 #include <string>
 #include <vector>
 
-#include "choose.h"
+#include "decide_cut.h"
 #include "decode_chain.h"
 #include "expected.h"
 #include "interrupt.h"

@@ -14,28 +14,18 @@
 #include <unordered_map>
 #include <vector>
 
-#include "plan.h"
+#include "graph_request.h"
+#include "stage_range.h"
 
 struct ggml_tensor;
 struct ggml_cgraph;
 struct ggml_context;
-struct ggml_backend_sched;
-struct llama_ubatch;
-struct llama_memory_context_i;
 struct llm_graph_params;
 class llm_graph_result;
 
 namespace atp {
 
 class Model;
-
-struct GraphRequest {
-    const llama_ubatch * ubatch = nullptr;
-    const llama_memory_context_i * memory = nullptr;
-    ggml_backend_sched * sched = nullptr;  // the one the graph will run on
-    int32_t n_outputs = 0;                 // rows whose logits are wanted
-    bool causal = true;
-};
 
 class CutGraph {
   public:

@@ -165,7 +165,7 @@ Model::Model(ModelParams params) : params_(std::move(params)), handles_(new Hand
     }
 
     // a small context that lives only to lend its resolved parameters (RoPE scaling, flash attention, fused ops)
-    const llama_context_ptr donor(new_context(256, 16));
+    const llama_context_ptr donor = new_context(256, 16);
     const llama_memory_i * memory = llama_get_memory(donor.get());
     if (!memory) {
         throw ModelError(params_.path + " (architecture '" + arch() + "') keeps no KV cache: it cannot generate text");
@@ -187,7 +187,8 @@ Model::Model(ModelParams params) : params_(std::move(params)), handles_(new Hand
 
 Model::~Model() = default;
 
-llama_context * Model::new_context(int32_t n_ctx, int32_t n_ubatch, void * cb_eval, void * cb_eval_data) const {
+llama_context_ptr Model::new_context(int32_t n_ctx, int32_t n_ubatch, ggml_backend_sched_eval_callback cb_eval,
+                                     void * cb_eval_data) const {
     llama_context_params cp = llama_context_default_params();
     cp.n_ctx = n_ctx;
     cp.n_batch = cp.n_ubatch = n_ubatch;
@@ -198,17 +199,17 @@ llama_context * Model::new_context(int32_t n_ctx, int32_t n_ubatch, void * cb_ev
     cp.swa_full = true;
     cp.kv_unified = true;
     cp.no_perf = true;
-    cp.cb_eval = reinterpret_cast<ggml_backend_sched_eval_callback>(cb_eval);
+    cp.cb_eval = cb_eval;
     cp.cb_eval_user_data = cb_eval_data;
     log_capture::clear();
-    llama_context * ctx = llama_init_from_model(handles_->model.get(), cp);
+    llama_context_ptr ctx(llama_init_from_model(handles_->model.get(), cp));
     if (!ctx) {
         throw ModelError("llama.cpp cannot make a context for " + params_.path + ": " + log_capture::last_error());
     }
     return ctx;
 }
 
-ggml_backend_sched * Model::new_sched(size_t max_nodes) const {
+ggml_backend_sched_ptr Model::new_sched(size_t max_nodes) const {
     // with a GPU, the CPU's part of a graph lies in memory the GPU can copy from at full speed
     std::vector<ggml_backend_buffer_type_t> buffers;
     for (ggml_backend_t backend : handles_->pointers) {
@@ -219,8 +220,9 @@ ggml_backend_sched * Model::new_sched(size_t max_nodes) const {
         }
         buffers.push_back(buffer);
     }
-    return ggml_backend_sched_new(handles_->pointers.data(), buffers.data(), static_cast<int>(buffers.size()),
-                                  max_nodes, false, cparams_->op_offload);
+    return ggml_backend_sched_ptr(ggml_backend_sched_new(handles_->pointers.data(), buffers.data(),
+                                                         static_cast<int>(buffers.size()), max_nodes, false,
+                                                         cparams_->op_offload));
 }
 
 ContextLength::ContextLength(const Model & model, int32_t n_ctx)

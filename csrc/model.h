@@ -10,14 +10,10 @@
 #include <string>
 #include <vector>
 
-#include "ggml.h"
+#include "ggml-cpp.h"
+#include "llama-cpp.h"
 
-struct llama_model;
-struct llama_vocab;
 struct llama_cparams;
-struct llama_context;
-struct ggml_backend;
-struct ggml_backend_sched;
 
 namespace atp {
 
@@ -64,15 +60,15 @@ class Model {
     std::vector<std::string> devices() const;
     bool all_on_cpu() const;
 
-    // a plain llama.cpp context on these weights, for references and self-tests; the caller frees it
-    llama_context * new_context(int32_t n_ctx, int32_t n_ubatch, void * cb_eval = nullptr,
-                                void * cb_eval_data = nullptr) const;
+    // a plain llama.cpp context on these weights, for references and self-tests
+    llama_context_ptr new_context(int32_t n_ctx, int32_t n_ubatch, ggml_backend_sched_eval_callback cb_eval = nullptr,
+                                  void * cb_eval_data = nullptr) const;
 
     MemoryKind memory_kind() const { return memory_kind_; }
     ggml_type type_k() const;
     ggml_type type_v() const;
 
-    ggml_backend_sched * new_sched(size_t max_nodes) const;  // caller frees
+    ggml_backend_sched_ptr new_sched(size_t max_nodes) const;
 
     friend class ContextLength;
     ggml_backend * cpu_backend() const;

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "policy.h"
+#include "stage_range.h"
 
 namespace atp {
 
@@ -16,11 +17,6 @@ struct Cut {
     Policy policy;      // by name (find_policy) or brought by the caller
     double keep = 1.0;
     uint64_t seed = 0;
-};
-
-struct StageRange {
-    int32_t il_first = 0;
-    int32_t il_last = 0;  // exclusive
 };
 
 using Plan = std::vector<Cut>;

@@ -137,8 +137,7 @@ bool Reference::Watch::see(ggml_tensor * t, bool ask) {
 }
 
 Reference::Reference(const Model & model, int32_t n_ctx, int32_t n_ubatch)
-    : model_(model), n_ubatch_(n_ubatch), watch_(new Watch),
-      ctx_(model.new_context(n_ctx, n_ubatch, nullptr, nullptr), llama_free) {}
+    : model_(model), n_ubatch_(n_ubatch), watch_(new Watch), ctx_(model.new_context(n_ctx, n_ubatch)) {}
 
 Reference::~Reference() = default;
 
@@ -157,8 +156,7 @@ void Reference::capture(std::vector<std::string> names) {
     }
     // the callback splits the graph at every node it asks for, so it is only installed when something is watched
     const int32_t n_ctx = static_cast<int32_t>(llama_n_ctx(ctx_.get()));
-    auto * watched = model_.new_context(n_ctx, n_ubatch_, reinterpret_cast<void *>(&Reference::on_eval), watch_.get());
-    ctx_.reset(watched);
+    ctx_ = model_.new_context(n_ctx, n_ubatch_, &Reference::on_eval, watch_.get());
 }
 
 const std::map<std::string, std::vector<Captured>> & Reference::captured() const {

@@ -11,9 +11,9 @@
 #include <string>
 #include <vector>
 
+#include "llama-cpp.h"
 #include "sequence.h"
 
-struct llama_context;
 struct ggml_tensor;
 
 namespace atp {
@@ -53,7 +53,7 @@ class Reference {
     const Model & model_;
     int32_t n_ubatch_;
     std::unique_ptr<Watch> watch_;
-    std::unique_ptr<llama_context, void (*)(llama_context *)> ctx_;
+    llama_context_ptr ctx_;
 };
 
 }  // namespace atp

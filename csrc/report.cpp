@@ -1,7 +1,5 @@
 #include "report.h"
 
-#include "batch.h"
-
 namespace atp {
 
 Report make_report(const Sequence & seq, const Plan & plan, const std::vector<CutRecord> & cuts, int32_t n_layer) {
@@ -23,11 +21,6 @@ Report make_report(const Sequence & seq, const Plan & plan, const std::vector<Cu
     }
     report.tokens_mean = layer_mean(plan, report.n_kept, report.n_image_tokens, n_layer);
     return report;
-}
-
-Result make_result(const Generation & generation, Report report) {
-    report.n_decoded = generation.n_decoded();
-    return {generation.text(), generation.tokens(), generation.finish_reason(), "", std::move(report)};
 }
 
 }  // namespace atp

@@ -7,6 +7,10 @@
 #include <utility>
 #include <vector>
 
+#include "decide_cut.h"
+#include "plan.h"
+#include "sequence.h"
+
 namespace atp {
 
 struct Report {
@@ -35,5 +39,8 @@ struct Report {
 
     size_t kv_bytes = 0;  // real buffers of all stage caches
 };
+
+// what the prefill of a prompt says about it
+Report make_report(const Sequence & seq, const Plan & plan, const std::vector<CutRecord> & cuts, int32_t n_layer);
 
 }  // namespace atp

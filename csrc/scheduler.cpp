@@ -7,9 +7,7 @@
 
 namespace atp {
 
-Scheduler::Scheduler(const Model & model)
-    : sched_(model.new_sched(model.max_nodes() + max_map_nodes), ggml_backend_sched_free) {}
-Scheduler::~Scheduler() = default;
+Scheduler::Scheduler(const Model & model) : sched_(model.new_sched(model.max_nodes() + max_map_nodes)) {}
 
 // a graph of one node is like no stage's: allocating it makes the next graph be planned anew
 void Scheduler::forget_plan() {

@@ -5,9 +5,8 @@
 #pragma once
 
 #include <cstddef>
-#include <memory>
 
-struct ggml_backend_sched;
+#include "ggml-cpp.h"
 
 namespace atp {
 
@@ -16,14 +15,13 @@ class Model;
 class Scheduler {
   public:
     explicit Scheduler(const Model & model);
-    ~Scheduler();
 
     void forget_plan();
     ggml_backend_sched * get() const { return sched_.get(); }
     size_t bytes() const;  // of the compute buffers, on all backends
 
   private:
-    std::unique_ptr<ggml_backend_sched, void (*)(ggml_backend_sched *)> sched_;
+    ggml_backend_sched_ptr sched_;
 };
 
 }  // namespace atp

@@ -34,7 +34,7 @@ std::vector<int32_t> test_tokens(int32_t n, int32_t n_vocab) {
 std::vector<float> Decoder::plain_logits(std::vector<int32_t> tokens) const {
     std::vector<float> out;
     const auto n = static_cast<int32_t>(tokens.size());
-    const llama_context_ptr plain(model_.new_context(n, n));
+    const llama_context_ptr plain = model_.new_context(n, n);
     for (const auto & [first, count] : {std::pair<int32_t, int32_t>{0, n - 1}, {n - 1, 1}}) {
         if (llama_decode(plain.get(), llama_batch_get_one(tokens.data() + first, count)) != 0) {
             throw StageError("llama_decode failed on the self-test of " + model_.params().path);

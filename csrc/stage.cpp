@@ -27,14 +27,6 @@ struct Stage::Run {
 
 namespace {
 
-int32_t n_outputs_of(const llama_ubatch & ubatch) {
-    int32_t n = 0;
-    for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
-        n += ubatch.output[i] != 0;
-    }
-    return n;
-}
-
 using Shape = std::array<int64_t, GGML_MAX_DIMS>;
 
 constexpr int32_t n_probe = 3;
@@ -60,17 +52,12 @@ Stage::Stage(const Model & model, StageRange range)
       graph_(model, range) {
     // look at the graphs once: are they legal, what do they read, where do rows lie, where would a score come from
     cache_.reserve(n_probe, n_probe, 1);
-    const ggml_backend_sched_ptr sched(model.new_sched(model.max_nodes()));
+    const ggml_backend_sched_ptr sched = model.new_sched(model.max_nodes());
     const auto build = [&](int32_t n_tokens, bool embeddings) {
         ggml_backend_sched_reset(sched.get());
         const llama_ubatch ubatch = batcher_.dummy(n_tokens, embeddings);
         const auto memory = cache_.memory()->init_full();
-        GraphRequest request;
-        request.ubatch = &ubatch;
-        request.memory = memory.get();
-        request.sched = sched.get();
-        request.n_outputs = 1;
-        graph_.build(request);
+        graph_.build(probe_request(ubatch, *memory, sched.get()));
     };
     build(n_probe - 1, false);
     const Shape in = shape_of(graph_.input());
@@ -142,12 +129,7 @@ void Stage::run_segment(Run & run, const Segment & segment) {
 
 void Stage::run_ubatch(Run & run, const Segment & segment, const llama_ubatch & ubatch,
                        const llama_memory_context_i & memory) {
-    GraphRequest request;
-    request.ubatch = &ubatch;
-    request.memory = &memory;
-    request.sched = run.sched;
-    request.n_outputs = n_outputs_of(ubatch);
-    request.causal = segment.causal;
+    const GraphRequest request = prefill_request(ubatch, memory, run.sched, segment.causal);
     std::vector<int32_t> rows;  // live rows, in the order of the ubatch
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
         rows.push_back(static_cast<int32_t>(segment.begin) + ubatch.data->batch_idxs[i]);

@@ -9,7 +9,7 @@
 #include <cstdint>
 #include <memory>
 
-#include "plan.h"
+#include "stage_range.h"
 
 struct llama_memory_i;
 

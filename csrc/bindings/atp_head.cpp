@@ -1,11 +1,16 @@
 #include "atp_head.h"
 
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include <algorithm>
 #include <iterator>
 
 #include "atp_policy.h"
-#include "bindings.h"
+#include "budget.h"
 #include "errors.h"
+#include "live_tokens.h"
+#include "registers.h"
 #include "sidecar.h"
 
 namespace atp::python {
@@ -45,20 +50,6 @@ py::dict run_module(const AtpWeights & weights, size_t module, const std::vector
 }
 
 }  // namespace
-
-std::optional<AtpBudget> to_budget(const py::object & budget) {
-    if (budget.is_none()) {
-        return std::nullopt;
-    }
-    if (py::isinstance<py::int_>(budget) && !py::isinstance<py::bool_>(budget)) {
-        return AtpBudget{budget.cast<double>(), false};
-    }
-    if (py::isinstance<py::float_>(budget)) {
-        return AtpBudget{budget.cast<double>(), true};
-    }
-    throw PlanError("a budget is a float (fraction of the image tokens) or an int (their count), got " +
-                    py::repr(budget).cast<std::string>());
-}
 
 void register_atp_head(py::module_ & m) {
     m.def("atp_run", &run_module, py::arg("weights"), py::arg("module"), py::kw_only(), py::arg("self_sum"),

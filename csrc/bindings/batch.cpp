@@ -1,7 +1,11 @@
 #include "batch.h"
 
-#include "bindings.h"
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "calls.h"
 #include "engine_handle.h"
+#include "generation_args.h"
 
 namespace atp::python {
 

@@ -1,12 +1,22 @@
 #include "engine.h"
 
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include <variant>
 
-#include "bindings.h"
+#include "arrays.h"
+#include "budget.h"
+#include "calls.h"
 #include "engine_handle.h"
 #include "errors.h"
+#include "generation_args.h"
 #include "gguf_check.h"
 #include "load_check.h"
+#include "registers.h"
+#include "tiles.h"
 
 namespace atp::python {
 
@@ -44,8 +54,6 @@ std::function<bool(const std::string &)> text_callback(const py::object & fn) {
         return go_on.is_none() || static_cast<bool>(py::bool_(go_on));
     };
 }
-
-using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 // what Python calls PreparedPrompt; of tiles it keeps the pixels alive
 struct Prepared {

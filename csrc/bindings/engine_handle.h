@@ -4,6 +4,8 @@
 // another: it would wait for itself.
 #pragma once
 
+#include <pybind11/pybind11.h>
+
 #include <atomic>
 #include <memory>
 #include <mutex>
@@ -11,11 +13,12 @@
 #include <string>
 #include <thread>
 
-#include "bindings.h"
 #include "engine.h"
 #include "errors.h"
 
 namespace atp::python {
+
+namespace py = pybind11;
 
 class EngineHandle {
   public:

@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "bindings.h"
+#include "registers.h"
 
 namespace atp::python {
 

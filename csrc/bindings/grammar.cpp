@@ -1,6 +1,9 @@
-#include "bindings.h"
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include "grammar_check.h"
 #include "json_schema.h"
+#include "registers.h"
 #include "repetition.h"
 
 namespace atp::python {
@@ -20,20 +23,6 @@ std::optional<Loop> find_repetition(const std::vector<int32_t> & tokens) {
 }
 
 }  // namespace
-
-GenerationParams generation_params(int32_t n_predict, float temp, int32_t top_k, float top_p, float min_p,
-                                   uint32_t seed, const std::vector<std::string> & stop, const std::string & grammar,
-                                   bool stop_on_repetition) {
-    if (!grammar.empty()) {
-        check_grammar(grammar);  // before anything is computed
-    }
-    GenerationParams params;
-    params.sampling = {temp, top_k, top_p, min_p, seed, grammar};
-    params.n_predict = n_predict;
-    params.stop = stop;
-    params.stop_on_repetition = stop_on_repetition;
-    return params;
-}
 
 void register_grammar(py::module_ & m) {
     m.def("check_grammar", &check_grammar, py::arg("gbnf"), py::call_guard<py::gil_scoped_release>(),

@@ -1,5 +1,5 @@
-#include "bindings.h"
 #include "log_capture.h"
+#include "registers.h"
 
 PYBIND11_MODULE(_core, m) {
     namespace atp_py = atp::python;

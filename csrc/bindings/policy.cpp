@@ -1,7 +1,13 @@
 #include "policy.h"
 
-#include "bindings.h"
+#include <pybind11/functional.h>
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include "errors.h"
+#include "live_tokens.h"
+#include "registers.h"
 
 namespace atp::python {
 
@@ -87,32 +93,6 @@ KeepList run_policy(const std::string & name, const std::vector<float> & score, 
 }
 
 }  // namespace
-
-PolicyInput live_tokens(const std::vector<int32_t> & live, const std::vector<std::pair<int32_t, int32_t>> & grids,
-                        bool causal) {
-    PolicyInput in;
-    for (const auto & [rows, cols] : grids) {
-        ImageSpan span;
-        span.first = in.images.empty() ? 0 : in.images.back().first + in.images.back().n_tokens;
-        span.n_tokens = rows * cols;
-        span.grid_rows = rows;
-        span.grid_cols = cols;
-        span.causal = causal;
-        in.images.push_back(span);
-    }
-    for (const int32_t index : live) {
-        for (size_t im = 0; im < in.images.size(); ++im) {
-            const ImageSpan & span = in.images[im];
-            if (index >= span.first && index < span.first + span.n_tokens) {
-                in.index.push_back(index);
-                in.image.push_back(static_cast<int32_t>(im));
-                in.y.push_back(span.y(index));
-                in.x.push_back(span.x(index));
-            }
-        }
-    }
-    return in;
-}
 
 void register_policy(py::module_ & m) {
     py::class_<Cut>(m, "Cut", "A border between two stages, and the policy that decides what survives it.")

@@ -1,6 +1,9 @@
 #include "quantise.h"
 
-#include "bindings.h"
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "registers.h"
 
 namespace atp::python {
 

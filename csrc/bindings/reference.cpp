@@ -1,7 +1,13 @@
 #include "reference.h"
 
-#include "bindings.h"
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "arrays.h"
+#include "calls.h"
 #include "model.h"
+#include "registers.h"
 
 namespace atp::python {
 

@@ -1,10 +1,13 @@
 // A test device, and no part of the product: compiled only where the build has ggml's RPC backend (-DGGML_RPC=ON).
 #ifdef GGML_USE_RPC
 
-#include "bindings.h"
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include "errors.h"
 #include "ggml-backend.h"
 #include "ggml-rpc.h"
+#include "registers.h"
 
 namespace atp::python {
 

@@ -1,14 +1,16 @@
 #include "sequence.h"
 
-#include "bindings.h"
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "arrays.h"
 #include "errors.h"
+#include "registers.h"
 
 namespace atp::python {
 
 namespace {
-
-using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
-using IntArray = py::array_t<int32_t, py::array::c_style | py::array::forcecast>;
 
 void add_image(Sequence & seq, const FloatArray & embd, std::pair<int32_t, int32_t> grid, bool causal,
                const std::optional<IntArray> & pos, int32_t n_pos) {
@@ -38,12 +40,6 @@ void add_image(Sequence & seq, const FloatArray & embd, std::pair<int32_t, int32
 }
 
 }  // namespace
-
-py::array_t<float> matrix(const std::vector<float> & values, size_t cols) {
-    const std::vector<py::ssize_t> shape = {static_cast<py::ssize_t>(values.size() / cols),
-                                            static_cast<py::ssize_t>(cols)};
-    return py::array_t<float>(shape, values.data());
-}
 
 void register_sequence(py::module_ & m) {
     py::class_<Sequence>(m, "Sequence", "One prompt as rows: text tokens, and image tokens with their embeddings.")

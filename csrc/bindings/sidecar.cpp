@@ -1,8 +1,13 @@
 #include "sidecar.h"
 
-#include "bindings.h"
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "arrays.h"
 #include "fingerprint.h"
 #include "model.h"
+#include "registers.h"
 
 namespace atp::python {
 

@@ -1,12 +1,17 @@
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include "anyres.h"
-#include "bindings.h"
+#include "arrays.h"
 #include "errors.h"
+#include "registers.h"
+#include "tiles.h"
 
 namespace atp::python {
 
 namespace {
 
-using FloatArray = py::array_t<float, py::array::c_style | py::array::forcecast>;
 using Pair = std::pair<int32_t, int32_t>;
 
 constexpr int32_t most_in_a_line = 1024;
@@ -72,14 +77,6 @@ py::dict layout(int32_t side, Pair grid, Pair size, int32_t max_tiles) {
 }
 
 }  // namespace
-
-std::string shape_text(const py::array & a) {
-    std::string shape;
-    for (py::ssize_t d = 0; d < a.ndim(); ++d) {
-        shape += (d ? ", " : "") + std::to_string(a.shape(d));
-    }
-    return shape;
-}
 
 void register_tiles(py::module_ & m) {
     py::class_<Tiles>(m, "Tiles", "An image as squares of the vision encoder's size; goes wherever an image may.")

@@ -26,8 +26,8 @@ struct CutRecord {
     std::vector<double> self_sum, cross;  // likewise; cross is the mean over the question's rows
 };
 
-CutRecord choose(const Cut & cut, const Sequence & seq, const std::vector<int32_t> & live, const RowScores & scores,
-                 const Progress & progress);
+CutRecord decide_cut(const Cut & cut, const Sequence & seq, const std::vector<int32_t> & live, const RowScores & scores,
+                     const Progress & progress);
 
 // image rows among the live ones
 int32_t n_live_image_tokens(const Sequence & seq, const std::vector<int32_t> & live);

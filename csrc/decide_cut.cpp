@@ -1,4 +1,4 @@
-#include "choose.h"
+#include "decide_cut.h"
 
 #include <algorithm>
 #include <string>
@@ -42,8 +42,8 @@ PolicyInput show(const Cut & cut, const Sequence & seq, const std::vector<int32_
 
 }  // namespace
 
-CutRecord choose(const Cut & cut, const Sequence & seq, const std::vector<int32_t> & live, const RowScores & scores,
-                 const Progress & progress) {
+CutRecord decide_cut(const Cut & cut, const Sequence & seq, const std::vector<int32_t> & live, const RowScores & scores,
+                     const Progress & progress) {
     PolicyInput in = show(cut, seq, live, scores);
     if (in.index.empty()) {
         return {};

@@ -1,0 +1,34 @@
+// What a stage's graph is built for: rows placed in the stage's cache, and the scheduler that will run it.
+#pragma once
+
+#include <cstdint>
+
+struct ggml_backend_sched;
+struct llama_ubatch;
+struct llama_memory_context_i;
+
+namespace atp {
+
+struct GraphRequest {
+    const llama_ubatch * ubatch = nullptr;
+    const llama_memory_context_i * memory = nullptr;
+    ggml_backend_sched * sched = nullptr;  // the one the graph will run on
+    int32_t n_outputs = 0;                 // rows whose logits are wanted
+    bool causal = true;
+};
+
+// rows of the ubatch that are marked as outputs
+int32_t n_outputs_of(const llama_ubatch & ubatch);
+
+// to look at a graph, not to run it: logits of one row
+GraphRequest probe_request(const llama_ubatch & ubatch, const llama_memory_context_i & memory,
+                           ggml_backend_sched * sched);
+
+// prefill of a ubatch: logits of the rows marked as outputs
+GraphRequest prefill_request(const llama_ubatch & ubatch, const llama_memory_context_i & memory,
+                             ggml_backend_sched * sched, bool causal);
+
+// a decode step with the ubatch that `memory` stands at: logits of every row
+GraphRequest step_request(const llama_memory_context_i & memory, ggml_backend_sched * sched);
+
+}  // namespace atp
