@@ -36,8 +36,8 @@ Decoder::Decoder(const Model & model) : model_(model) {
 
 Decoder::~Decoder() = default;
 
-const std::vector<int32_t> & Decoder::legal_cuts() {
-    if (!legal_cuts_known_) {
+const Borders & Decoder::borders() {
+    if (!borders_) {
         StageCache cache(model_, {0, model_.n_layer()});
         Batcher batcher(model_);
         constexpr int32_t n_probe = 2;
@@ -50,17 +50,16 @@ const std::vector<int32_t> & Decoder::legal_cuts() {
         const ggml_backend_sched_ptr sched(model_.new_sched(model_.max_nodes()));
         request.sched = sched.get();
         request.n_outputs = 1;
-        legal_cuts_ = find_legal_cuts(model_, request);
-        legal_cuts_known_ = true;
+        borders_ = find_borders(model_, request);
     }
-    return legal_cuts_;
+    return *borders_;
 }
 
 void Decoder::set_plan(const Plan & plan) {
     if (!alive_.empty()) {
         throw PlanError("the plan cannot change while sequences are alive; remove them first");
     }
-    check_plan(plan, model_.n_layer(), plan.empty() ? std::vector<int32_t>() : legal_cuts());
+    check_plan(plan, model_.n_layer(), plan.empty() ? Borders() : borders());
     const std::vector<StageRange> ranges = stage_ranges(plan, model_.n_layer());
     if (same_ranges(stages_, ranges)) {
         check_score_layers(plan, stages_);

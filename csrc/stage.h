@@ -62,7 +62,8 @@ class Stage {
     ggml_cgraph * make_graph(Run & run, const GraphRequest & request, const std::vector<int32_t> & rows,
                              ggml_context * ctx);
     void compute(Run & run, const Segment & segment, const llama_ubatch & ubatch, ggml_cgraph * graph);
-    void read_logits(Run & run, const llama_ubatch & ubatch) const;
+    void read_logits(Run & run, const Segment & segment, const llama_ubatch & ubatch) const;
+    bool wants_logits(const Run & run, size_t i) const;
 
     const Model & model_;
     StageRange range_;
