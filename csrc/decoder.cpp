@@ -62,7 +62,7 @@ void Decoder::set_plan(const Plan & plan) {
     check_plan(plan, model_.n_layer(), plan.empty() ? Borders() : borders());
     const std::vector<StageRange> ranges = stage_ranges(plan, model_.n_layer());
     if (same_ranges(stages_, ranges)) {
-        check_score_layers(plan, stages_);
+        check_scores(plan, stages_);
     } else {
         // all that can throw comes before the first change
         Stages stages;
@@ -71,7 +71,7 @@ void Decoder::set_plan(const Plan & plan) {
             stages.push_back(std::make_unique<Stage>(model_, range));
             caches.push_back(&stages.back()->cache());
         }
-        check_score_layers(plan, stages);
+        check_scores(plan, stages);
         auto chain = std::make_unique<DecodeChain>(model_, caches, ranges);
         chain_ = std::move(chain);
         stages_ = std::move(stages);
@@ -81,15 +81,13 @@ void Decoder::set_plan(const Plan & plan) {
     plan_ = plan;
 }
 
-void Decoder::check_score_layers(const Plan & plan, const Stages & stages) {
+void Decoder::check_scores(const Plan & plan, const Stages & stages) {
     for (const Cut & cut : plan) {
         for (const auto & stage : stages) {
             if (cut.policy.needs != ScoreKind::none && stage->range().il_last == cut.after &&
-                stage->score_layer() < 0) {
+                !stage->why_no_score().empty()) {
                 throw PlanError("policy " + cut.policy.name + " after " + std::to_string(cut.after) +
-                                " layers: layers " + std::to_string(stage->range().il_first) + " to " +
-                                std::to_string(cut.after - 1) +
-                                " hold no full-attention layer to score from; move the cut behind one");
+                                " layers: " + stage->why_no_score());
             }
         }
     }

@@ -82,7 +82,7 @@ class Decoder {
 
   private:
     using Stages = std::vector<std::unique_ptr<Stage>>;
-    static void check_score_layers(const Plan & plan, const Stages & stages);
+    static void check_scores(const Plan & plan, const Stages & stages);
     struct TestPrompt {
         std::vector<int32_t> prefill, decode;  // tokens
     };

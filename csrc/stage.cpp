@@ -87,7 +87,7 @@ Stage::Stage(const Model & model, StageRange range)
     build(n_probe, false);
     dim_in_ = growing_dim(in, shape_of(graph_.input()));
     dim_out_ = growing_dim(out, shape_of(graph_.is_last() ? nullptr : graph_.output()));
-    score_layer_ = atp::score_layer(graph_);
+    why_no_score_ = atp::why_no_score(graph_);
     const std::string of_tokens = graph_.signature();
     reads_prompt_ = graph_.reads_prompt();
     if (range.il_first > 0 && !reads_prompt_) {
