@@ -74,7 +74,7 @@ void DecodeChain::build() {
     ggml_backend_sched_reset(m.sched.get());
     std::vector<const CutGraph *> parts;
     for (size_t s = 0; s < graphs_.size(); ++s) {
-        graphs_[s]->build(step_request(*m.now[s], m.sched.get()));
+        graphs_[s]->build(step_request(*m.now[s], m.sched.get(), caches_[s]->has_guests()));
         if (s > 0) {
             splice(*graphs_[s - 1], *graphs_[s]);
         }

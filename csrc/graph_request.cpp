@@ -13,18 +13,18 @@ int32_t n_outputs_of(const llama_ubatch & ubatch) {
 }
 
 GraphRequest probe_request(const llama_ubatch & ubatch, const llama_memory_context_i & memory,
-                           ggml_backend_sched * sched) {
-    return {&ubatch, &memory, sched, 1, true};
+                           ggml_backend_sched * sched, bool has_guests) {
+    return {&ubatch, &memory, sched, 1, true, has_guests};
 }
 
 GraphRequest prefill_request(const llama_ubatch & ubatch, const llama_memory_context_i & memory,
-                             ggml_backend_sched * sched, bool causal) {
-    return {&ubatch, &memory, sched, n_outputs_of(ubatch), causal};
+                             ggml_backend_sched * sched, bool causal, bool has_guests) {
+    return {&ubatch, &memory, sched, n_outputs_of(ubatch), causal, has_guests};
 }
 
-GraphRequest step_request(const llama_memory_context_i & memory, ggml_backend_sched * sched) {
+GraphRequest step_request(const llama_memory_context_i & memory, ggml_backend_sched * sched, bool has_guests) {
     const llama_ubatch & ubatch = memory.get_ubatch();
-    return {&ubatch, &memory, sched, static_cast<int32_t>(ubatch.n_tokens), true};
+    return {&ubatch, &memory, sched, static_cast<int32_t>(ubatch.n_tokens), true, has_guests};
 }
 
 }  // namespace atp

@@ -15,6 +15,7 @@ struct GraphRequest {
     ggml_backend_sched * sched = nullptr;  // the one the graph will run on
     int32_t n_outputs = 0;                 // rows whose logits are wanted
     bool causal = true;
+    bool has_guests = false;  // of the memory: StageCache::has_guests()
 };
 
 // rows of the ubatch that are marked as outputs
@@ -22,13 +23,13 @@ int32_t n_outputs_of(const llama_ubatch & ubatch);
 
 // to look at a graph, not to run it: logits of one row
 GraphRequest probe_request(const llama_ubatch & ubatch, const llama_memory_context_i & memory,
-                           ggml_backend_sched * sched);
+                           ggml_backend_sched * sched, bool has_guests);
 
 // prefill of a ubatch: logits of the rows marked as outputs
 GraphRequest prefill_request(const llama_ubatch & ubatch, const llama_memory_context_i & memory,
-                             ggml_backend_sched * sched, bool causal);
+                             ggml_backend_sched * sched, bool causal, bool has_guests);
 
 // a decode step with the ubatch that `memory` stands at: logits of every row
-GraphRequest step_request(const llama_memory_context_i & memory, ggml_backend_sched * sched);
+GraphRequest step_request(const llama_memory_context_i & memory, ggml_backend_sched * sched, bool has_guests);
 
 }  // namespace atp

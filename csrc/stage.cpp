@@ -27,6 +27,14 @@ struct Stage::Run {
 
 namespace {
 
+// some architectures cannot build a head of no rows: a ubatch without outputs gives its last row's, which nobody reads
+void want_one_output(const llama_ubatch & ubatch) {
+    int8_t * end = ubatch.output + ubatch.n_tokens;
+    if (std::find_if(ubatch.output, end, [](int8_t wanted) { return wanted != 0; }) == end) {
+        end[-1] = 1;
+    }
+}
+
 using Shape = std::array<int64_t, GGML_MAX_DIMS>;
 
 constexpr int32_t n_probe = 3;
@@ -57,7 +65,7 @@ Stage::Stage(const Model & model, StageRange range)
         ggml_backend_sched_reset(sched.get());
         const llama_ubatch ubatch = batcher_.dummy(n_tokens, embeddings);
         const auto memory = cache_.memory()->init_full();
-        graph_.build(probe_request(ubatch, *memory, sched.get()));
+        graph_.build(probe_request(ubatch, *memory, sched.get(), cache_.has_guests()));
     };
     build(n_probe - 1, false);
     const Shape in = shape_of(graph_.input());
@@ -65,7 +73,7 @@ Stage::Stage(const Model & model, StageRange range)
     build(n_probe, false);
     dim_in_ = growing_dim(in, shape_of(graph_.input()));
     dim_out_ = growing_dim(out, shape_of(graph_.is_last() ? nullptr : graph_.output()));
-    score_layer_ = atp::score_layer(graph_);
+    why_no_score_ = atp::why_no_score(graph_);
     const std::string of_tokens = graph_.signature();
     reads_prompt_ = graph_.reads_prompt();
     if (range.il_first > 0 && !reads_prompt_) {
@@ -112,7 +120,7 @@ void Stage::run_segment(Run & run, const Segment & segment) {
             r.token = row.token;
         }
         r.seq_id = run.in.seq_id;
-        r.output = graph_.is_last() && (run.in.all_logits || i + 1 == run.in.live->size());
+        r.output = wants_logits(run, i);
         rows.push_back(r);
     }
     // rows that see each other in both directions must be computed together
@@ -129,7 +137,8 @@ void Stage::run_segment(Run & run, const Segment & segment) {
 
 void Stage::run_ubatch(Run & run, const Segment & segment, const llama_ubatch & ubatch,
                        const llama_memory_context_i & memory) {
-    const GraphRequest request = prefill_request(ubatch, memory, run.sched, segment.causal);
+    want_one_output(ubatch);
+    const GraphRequest request = prefill_request(ubatch, memory, run.sched, segment.causal, cache_.has_guests());
     std::vector<int32_t> rows;  // live rows, in the order of the ubatch
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
         rows.push_back(static_cast<int32_t>(segment.begin) + ubatch.data->batch_idxs[i]);
@@ -173,7 +182,7 @@ void Stage::compute(Run & run, const Segment & segment, const llama_ubatch & uba
                          std::to_string(range_.il_last - 1) + " failed: " + log_capture::last_error());
     }
     if (graph_.is_last()) {
-        read_logits(run, ubatch);
+        read_logits(run, segment, ubatch);
     } else {
         run.hidden_out.read(graph_.output(), dim_out_, ubatch, segment.begin);
     }
@@ -181,7 +190,7 @@ void Stage::compute(Run & run, const Segment & segment, const llama_ubatch & uba
 }
 
 // the logits of the rows that were asked for; a few architectures compute those of all rows
-void Stage::read_logits(Run & run, const llama_ubatch & ubatch) const {
+void Stage::read_logits(Run & run, const Segment & segment, const llama_ubatch & ubatch) const {
     const ggml_tensor * logits = graph_.output();
     const int64_t n_outputs = n_outputs_of(ubatch);
     const bool all_rows = logits->ne[1] != n_outputs;
@@ -194,12 +203,20 @@ void Stage::read_logits(Run & run, const llama_ubatch & ubatch) const {
         if (!ubatch.output[i]) {
             continue;
         }
+        const int64_t at = all_rows ? i : out;
+        ++out;
+        if (!wants_logits(run, segment.begin + ubatch.data->batch_idxs[i])) {
+            continue;
+        }
         const size_t old = run.out.logits.size();
         run.out.logits.resize(old + n_vocab);
-        ggml_backend_tensor_get(logits, &run.out.logits[old], (all_rows ? i : out) * logits->nb[1],
-                                n_vocab * sizeof(float));
-        ++out;
+        ggml_backend_tensor_get(logits, &run.out.logits[old], at * logits->nb[1], n_vocab * sizeof(float));
     }
+}
+
+// of row i of the live rows
+bool Stage::wants_logits(const Run & run, size_t i) const {
+    return graph_.is_last() && (run.in.all_logits || i + 1 == run.in.live->size());
 }
 
 }  // namespace atp
