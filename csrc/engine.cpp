@@ -27,6 +27,19 @@ std::string end_token(const Model & model, const std::string & which, int32_t to
     return named || llama_vocab_type(model.vocab()) != LLAMA_VOCAB_TYPE_BPE ? token_text(model, token) : "";
 }
 
+// whatever ends a caption, its cells are free again
+class Removed {
+  public:
+    Removed(Decoder & decoder, int32_t seq_id) : decoder_(decoder), seq_id_(seq_id) {}
+    ~Removed() { decoder_.remove(seq_id_); }
+    Removed(const Removed &) = delete;
+    Removed & operator=(const Removed &) = delete;
+
+  private:
+    Decoder & decoder_;
+    int32_t seq_id_;
+};
+
 std::vector<std::string> lines(const std::string & text) {
     std::vector<std::string> result;
     std::istringstream stream(text);
@@ -157,6 +170,7 @@ Result Engine::generate(const Request & request, Interrupt & interrupt) {
     const Sequence seq = encode(request.prompt, request.images, {}, interrupt);
     interrupt.check();
 
+    const Removed at_the_end(decoder_, 0);
     const Stopwatch prefill_time;
     PrefillResult prefill = decoder_.prefill(seq, {0, request.generation.n_predict, false}, interrupt);
     Report report = make_report(seq, request.plan, prefill.cuts, model_.n_layer());
@@ -169,7 +183,6 @@ Result Engine::generate(const Request & request, Interrupt & interrupt) {
         logits = decoder_.decode({{0, generation.token(), pos}}, interrupt);
     }
     report.t_decode = decode_time.ms();
-    decoder_.remove(0);
     return make_result(generation, std::move(report));
 }
 

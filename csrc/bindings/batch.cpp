@@ -26,7 +26,7 @@ std::vector<std::pair<int32_t, Result>> step(EngineHandle & engine) {
 template <typename R, typename... Args>
 auto of_batch(R (Batch::*method)(Args...)) {
     return [method](EngineHandle & engine, Args... args) {
-        const py::gil_scoped_release release;
+        const WithoutGil inside;
         return engine.use([&](Engine & e) { return (e.batch().*method)(args...); });
     };
 }
@@ -36,7 +36,7 @@ void register_room(EngineClass & engine) {
         .def(
             "set_plan",
             [](EngineHandle & engine, const Plan & plan) {
-                const py::gil_scoped_release release;
+                const WithoutGil inside;
                 engine.use([&](Engine & e) { e.set_plan(plan); });
             },
             py::arg("plan"), "The cuts of the captions that start() begins; StageError while some are under way.")
@@ -44,7 +44,7 @@ void register_room(EngineClass & engine) {
         .def_property_readonly(
             "cell_step",
             [](EngineHandle & engine) {
-                const py::gil_scoped_release release;
+                const WithoutGil inside;
                 return engine.use([](Engine & e) { return e.cell_step(); });
             },
             "Caches come in multiples of this many cells.")
@@ -82,7 +82,7 @@ void register_batch(py::module_ & m, EngineClass & engine) {
         .def_property_readonly(
             "n_live",
             [](EngineHandle & engine) {
-                const py::gil_scoped_release release;
+                const WithoutGil inside;
                 return engine.use([](Engine & e) { return e.batch().n_live(); });
             },
             "Captions under way.");

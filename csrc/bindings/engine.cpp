@@ -38,9 +38,14 @@ std::function<bool(const std::string &)> text_callback(const py::object & fn) {
     if (fn.is_none()) {
         return {};
     }
-    return [fn](const std::string & text) {
+    // held by a shared pointer whose deleter takes the GIL: the engine copies and drops it without
+    const std::shared_ptr<py::object> held(new py::object(fn), [](py::object * f) {
         const py::gil_scoped_acquire gil;
-        const py::object go_on = fn(decode(text));
+        delete f;
+    });
+    return [held](const std::string & text) {
+        const InCallback gil;
+        const py::object go_on = (*held)(decode(text));
         return go_on.is_none() || static_cast<bool>(py::bool_(go_on));
     };
 }
@@ -177,7 +182,7 @@ py::str decode(const std::string & text) {
 void register_engine(py::module_ & m) {
     register_results(m);
     register_info(m);
-    m.def("check_loadable", &check_loadable, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+    m.def("check_loadable", &check_loadable, py::arg("path"), py::call_guard<WithoutGil>(),
           "ModelError with llama.cpp's reason unless it loads the file, a text model or a vision projector, up to the "
           "names and shapes of its tensors; their data is not read.");
     m.def("check_gguf", &check_gguf, py::arg("path"),
@@ -190,7 +195,7 @@ void register_engine(py::module_ & m) {
                          int32_t n_gpu_layers, int32_t n_ctx, int32_t n_ubatch, int32_t n_threads,
                          int32_t n_threads_encode, const std::string & flash_attn, const std::string & type_k,
                          const std::string & type_v, bool self_test) {
-                 const py::gil_scoped_release release;
+                 const WithoutGil inside;
                  return std::make_unique<EngineHandle>(
                      ModelParams{model, n_gpu_layers, n_ctx, n_ubatch, n_threads, 1, flash_attn, type_k, type_v},
                      VisionParams{mmproj, n_threads_encode}, atp, self_test);
@@ -199,14 +204,14 @@ void register_engine(py::module_ & m) {
              py::arg("n_ctx") = 4096, py::arg("n_ubatch") = 512, py::arg("n_threads") = 0,
              py::arg("n_threads_encode") = 0, py::arg("flash_attn") = "auto", py::arg("type_k") = "f16",
              py::arg("type_v") = "f16", py::arg("self_test") = true)
-        .def("close", &EngineHandle::close, py::call_guard<py::gil_scoped_release>(),
+        .def("close", &EngineHandle::close, py::call_guard<WithoutGil>(),
              "Free model, projector and caches; using the engine again is a ModelError.")
         .def_property_readonly("info", &EngineHandle::info)
         .def(
             "atp_plan",
             [](EngineHandle & engine, const py::object & budget) {
                 const std::optional<AtpBudget> wanted = to_budget(budget);
-                const py::gil_scoped_release release;
+                const WithoutGil inside;
                 return engine.use([&](Engine & e) { return e.atp_plan(wanted); });
             },
             py::arg("budget") = py::none(),

@@ -36,10 +36,10 @@ GenerationParams generation_params(int32_t n_predict, float temp, int32_t top_k,
 }
 
 void register_grammar(py::module_ & m) {
-    m.def("check_grammar", &check_grammar, py::arg("gbnf"), py::call_guard<py::gil_scoped_release>(),
+    m.def("check_grammar", &check_grammar, py::arg("gbnf"), py::call_guard<WithoutGil>(),
           "AtpError with the reason unless llama.cpp can follow the grammar, in bounded time and memory.");
     m.def("json_schema_to_grammar", &grammar_of_schema, py::arg("schema_json"),
-          py::call_guard<py::gil_scoped_release>(),
+          py::call_guard<WithoutGil>(),
           "The grammar of a JSON schema's values, by llama.cpp's converter; AtpError with its reason. It passes over "
           "keywords that it does not know: atp_cpp.json_schema refuses them first.");
     m.def("find_repetition", &find_repetition, py::arg("tokens"),

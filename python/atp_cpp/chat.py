@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
+from atp_cpp.at_exit import wait_for
 from atp_cpp.chat_messages import read_messages
 from atp_cpp.config import PolicyLike, SamplingConfig, parse_plan
 from atp_cpp.errors import AtpError
@@ -221,6 +222,7 @@ def _chunks(
 
     worker = threading.Thread(target=run, name="atp-chat", daemon=True)
     worker.start()
+    wait_for(worker)
     try:
         yield _chunk(about, {"role": "assistant"}, None)
         held = ""  # white space, which the whole answer has none of at its ends
