@@ -68,7 +68,7 @@ void Batch::reserve(const std::vector<int32_t> & n_cells, int32_t n_parallel) {
 
 Started Batch::start(const Sequence & seq, GenerationParams params, Interrupt & interrupt) {
     settle_room();
-    const int32_t n_predict = params.n_predict;
+    const int32_t n_predict = params.n_predict = decoder_.within_context(seq, params.n_predict);
     Caption caption{Generation(model_, std::move(params)), {}, seq.n_pos};
     Started out;
     const auto slot = std::find(slots_.begin(), slots_.end(), nullptr);
@@ -179,7 +179,7 @@ void Batch::reset() {
 
 std::vector<int32_t> Batch::expect(const Sequence & seq, int32_t n_predict) {
     settle();
-    return decoder_.expect(seq, n_predict).n_live;
+    return decoder_.expect(seq, decoder_.within_context(seq, n_predict)).n_live;
 }
 
 std::vector<size_t> Batch::cell_bytes() {

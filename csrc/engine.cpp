@@ -169,10 +169,12 @@ Result Engine::generate(const Request & request, Interrupt & interrupt) {
     Generation generation(model_, request.generation);
     const Sequence seq = encode(request.prompt, request.images, {}, interrupt);
     interrupt.check();
+    const int32_t n_predict = decoder_.within_context(seq, request.generation.n_predict);
+    generation.limit(n_predict);
 
     const Removed at_the_end(decoder_, 0);
     const Stopwatch prefill_time;
-    PrefillResult prefill = decoder_.prefill(seq, {0, request.generation.n_predict, false}, interrupt);
+    PrefillResult prefill = decoder_.prefill(seq, {0, n_predict, false}, interrupt);
     Report report = make_report(seq, request.plan, prefill.cuts, model_.n_layer());
     report.t_prefill = prefill_time.ms();
     report.kv_bytes = decoder_.kv_bytes();

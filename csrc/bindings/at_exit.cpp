@@ -24,7 +24,7 @@ Calls & calls() {
     return *all;
 }
 
-void count(int Calls::*what, int by) {
+void count(int Calls::* what, int by) {
     Calls & all = calls();
     const std::lock_guard<std::mutex> lock(all.mutex);
     all.*what += by;

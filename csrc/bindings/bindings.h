@@ -90,8 +90,7 @@ PolicyInput live_tokens(const std::vector<int32_t> & live, const std::vector<std
                         bool causal);
 
 // of generate() and start(); throws AtpError for a grammar that cannot be followed
-GenerationParams generation_params(int32_t n_predict, float temp, int32_t top_k, float top_p, float min_p,
-                                   uint32_t seed, const std::vector<std::string> & stop, const std::string & grammar,
+GenerationParams generation_params(int32_t n_predict, SamplingParams sampling, std::vector<std::string> stop,
                                    bool stop_on_repetition);
 
 // None: no budget. A float is a fraction of the image tokens, an int their count; throws PlanError for others

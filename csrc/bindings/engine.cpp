@@ -108,13 +108,16 @@ Sequence encode_prepared(EngineHandle & engine, const Prepared & prepared) {
 Result generate(EngineHandle & engine, const std::string & prompt, const std::vector<PromptImage> & images,
                 const Plan & plan, int32_t n_predict, float temp, int32_t top_k, float top_p, float min_p,
                 uint32_t seed, const std::vector<std::string> & stop, const std::string & grammar,
-                bool stop_on_repetition, const py::object & on_token) {
+                bool stop_on_repetition, float repeat_penalty, float frequency_penalty, float presence_penalty,
+                int32_t repeat_last_n, const py::object & on_token) {
     Request request;
     request.prompt = prompt;
     request.images = check_images(images);
     request.plan = plan;
-    request.generation =
-        generation_params(n_predict, temp, top_k, top_p, min_p, seed, stop, grammar, stop_on_repetition);
+    request.generation = generation_params(
+        n_predict,
+        {temp, top_k, top_p, min_p, seed, grammar, repeat_penalty, frequency_penalty, presence_penalty, repeat_last_n},
+        stop, stop_on_repetition);
     request.generation.on_text = text_callback(on_token);
     return without_gil(
         [&](Interrupt & interrupt) { return engine.use([&](Engine & e) { return e.generate(request, interrupt); }); });
@@ -228,7 +231,9 @@ void register_engine(py::module_ & m) {
             "generate", &generate, py::arg("prompt"), py::arg("images"), py::kw_only(), py::arg("plan") = Plan{},
             py::arg("n_predict") = 128, py::arg("temp") = 0.0f, py::arg("top_k") = 40, py::arg("top_p") = 0.95f,
             py::arg("min_p") = 0.05f, py::arg("seed") = 0, py::arg("stop") = std::vector<std::string>{},
-            py::arg("grammar") = "", py::arg("stop_on_repetition") = false, py::arg("on_token") = py::none(),
+            py::arg("grammar") = "", py::arg("stop_on_repetition") = false, py::arg("repeat_penalty") = 1.0f,
+            py::arg("frequency_penalty") = 0.0f, py::arg("presence_penalty") = 0.0f, py::arg("repeat_last_n") = 64,
+            py::arg("on_token") = py::none(),
             "prompt holds one media marker per image; images are uint8 [h, w, 3], or Tiles. grammar (GBNF) is what the "
             "text must follow. on_token gets new text, and ends the caption by returning False; of a loop ended by "
             "stop_on_repetition it has had more rounds than the text keeps.");

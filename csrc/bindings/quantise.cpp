@@ -6,8 +6,7 @@ namespace atp::python {
 
 void register_quantise(py::module_ & m) {
     m.def("quantise_types", &quantise_types, "What quantise() can write.");
-    m.def("quantised_size", &quantised_size, py::arg("source"), py::arg("type"),
-          py::call_guard<WithoutGil>(),
+    m.def("quantised_size", &quantised_size, py::arg("source"), py::arg("type"), py::call_guard<WithoutGil>(),
           "Bytes of the file that quantise() would write; reads the header of source only.");
     m.def("quantise", &quantise, py::arg("source"), py::arg("target"), py::arg("type"), py::kw_only(),
           py::arg("n_threads") = 0, py::call_guard<WithoutGil>(),

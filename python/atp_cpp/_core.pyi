@@ -269,6 +269,10 @@ class Engine:
         stop: collections.abc.Sequence[str] = [],
         grammar: str = "",
         stop_on_repetition: bool = False,
+        repeat_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_last_n: int = 64,
         on_token: Callable[[str], bool] | None = None,
     ) -> Result: ...
     def set_plan(self, plan: collections.abc.Sequence[Cut]) -> None: ...
@@ -291,6 +295,10 @@ class Engine:
         stop: collections.abc.Sequence[str] = [],
         grammar: str = "",
         stop_on_repetition: bool = False,
+        repeat_penalty: float = 1.0,
+        frequency_penalty: float = 0.0,
+        presence_penalty: float = 0.0,
+        repeat_last_n: int = 64,
     ) -> Started: ...
     def step(self) -> list[tuple[int, Result]]: ...
     def drop(self, slot: int) -> None: ...

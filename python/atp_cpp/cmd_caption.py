@@ -38,6 +38,7 @@ from atp_cpp.cli_run_args import (
 from atp_cpp.config import PolicyLike, SamplingConfig
 from atp_cpp.errors import AtpError
 from atp_cpp.images import Pixels, load_image
+from atp_cpp.output_files import check_no_input, check_replaces, is_parquet
 from atp_cpp.rows import failed_row, good_row
 from atp_cpp.terminal import EXIT_INTERRUPTED, EXIT_OK, Output, is_terminal
 
@@ -76,6 +77,11 @@ def _check(args: argparse.Namespace) -> None:
             raise AtpError(f"--{name.replace('_', '-')} needs the rows of --out F.jsonl")
     if args.parquet:
         check_pyarrow()
+    inputs = [*args.images, args.filelist, args.jsonl, args.prompt_file, args.json_schema]
+    inputs += [args.grammar, args.model, args.mmproj, args.atp]
+    check_no_input("--out", args.out, inputs)
+    check_no_input("--parquet", args.parquet, [*inputs, args.out])
+    check_replaces("--parquet", args.parquet, force=args.force, is_ours=is_parquet)
 
 
 def _is_single(args: argparse.Namespace, prompts: tuple[str, ...]) -> bool:
@@ -126,7 +132,8 @@ def _run_many(
                 RowsFile(args.out, retry_failed=args.retry_failed, resume=args.resume)
             )
         if args.txt:
-            texts = TextFiles(args.existing)
+            read = (args.filelist, args.jsonl, args.prompt_file, args.json_schema, args.grammar)
+            texts = TextFiles(args.existing, filter(None, read))
         captioner = stack.enter_context(
             open_captioner(args, output, plan, n_threads_encode=args.threads_encode)
         )
