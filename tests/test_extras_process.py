@@ -162,6 +162,7 @@ def test_train_and_convert(tiny_llava, llava_json, tmp_path):
     """Two steps of training, then model and sidecar to GGUF: a process each."""
     out, ggufs = tmp_path / "run", tmp_path / "gguf"
     run("-m", "atp_cpp", "train", "-m", tiny_llava, "--data", llava_json, "--out", out, "--cuts",
-        2, "--mode", "thresholds", "--steps", 2, "--images-per-batch", 2, "--device", "cpu")  # fmt: skip
+        2, "--mode", "thresholds", "--steps", 2, "--images-per-batch", 2,
+        "--device", "cpu")  # fmt: skip
     run("-m", "atp_cpp", "convert", tiny_llava, "--atp", out, "--outfile-dir", ggufs)
     assert len(list(ggufs.glob("*.gguf"))) == 3

@@ -124,21 +124,6 @@ Result generate(EngineHandle & engine, const std::string & prompt, const std::ve
 }
 
 void register_results(py::module_ & m) {
-    py::class_<Report>(m, "Report", "What one caption cost. Times in milliseconds, kv_bytes of the real buffers.")
-        .def_readonly("n_image_tokens", &Report::n_image_tokens)
-        .def_readonly("n_prompt", &Report::n_prompt)
-        .def_readonly("n_decoded", &Report::n_decoded)
-        .def_readonly("n_kept", &Report::n_kept)
-        .def_readonly("kept", &Report::kept)
-        .def_readonly("thresholds", &Report::thresholds)
-        .def_readonly("kept_spatial", &Report::kept_spatial)
-        .def_readonly("grids", &Report::grids)
-        .def_readonly("grid_images", &Report::grid_images)
-        .def_readonly("tokens_mean", &Report::tokens_mean)
-        .def_readonly("t_encode", &Report::t_encode)
-        .def_readonly("t_prefill", &Report::t_prefill)
-        .def_readonly("t_decode", &Report::t_decode)
-        .def_readonly("kv_bytes", &Report::kv_bytes);
     py::class_<Result>(m, "Result", "A caption: text, token ids, why it ended, and its report.")
         .def_property_readonly("text", [](const Result & r) { return decode(r.text); })
         .def_readonly("tokens", &Result::tokens)
@@ -183,6 +168,7 @@ py::str decode(const std::string & text) {
 }
 
 void register_engine(py::module_ & m) {
+    register_report(m);
     register_results(m);
     register_info(m);
     m.def("check_loadable", &check_loadable, py::arg("path"), py::call_guard<WithoutGil>(),

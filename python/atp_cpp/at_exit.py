@@ -16,7 +16,9 @@ from atp_cpp import _core
 
 __all__ = ["wait_for"]
 
-_PATIENCE = 60.0  # s; a vision encoder's image, or a model that is being loaded, cannot be cut short
+_PATIENCE = (
+    60.0  # s; a vision encoder's image, or a model that is being loaded, cannot be cut short
+)
 _CALLBACK = 2.0  # s, of a callback of the user's, which may wait for something that never comes
 
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()

@@ -205,7 +205,9 @@ def _limit(max_tokens: int | None, max_completion_tokens: int | None) -> int:
 def _refuse_unknown(*, n: object, logprobs: object, tools: object, model: object) -> None:
     """AtpError for what OpenAI's interface can ask and this model cannot give."""
     if n is not None and n != 1:
-        raise AtpError(f"n={n}: one answer is made at a time; leave n out, or call again with a seed")
+        raise AtpError(
+            f"n={n}: one answer is made at a time; leave n out, or call again with a seed"
+        )
     if logprobs:
         raise AtpError("logprobs: probabilities of tokens are not kept; leave logprobs out")
     if tools:

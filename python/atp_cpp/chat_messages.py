@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,6 +88,8 @@ def _read_part(where: str, part: Any) -> tuple[str | None, str | None]:
     if kind in _IMAGES:
         named = part.get("image_url")
         url = named.get("url") if isinstance(named, Mapping) else named
+        if isinstance(url, os.PathLike):
+            url = os.fspath(url)
         if isinstance(url, str) and url:
             return None, url
     if kind == "input_image" and part.get("file_id"):

@@ -99,9 +99,7 @@ def _add_cache(parser: argparse._ActionsContainer) -> None:
 
 def add_force(parser: argparse._ActionsContainer) -> None:
     """--force."""
-    parser.add_argument(
-        "--force", action="store_true", help="replace an output file that is there"
-    )
+    parser.add_argument("--force", action="store_true", help="replace an output file that is there")
 
 
 def add_verbose(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""Before work is done: an output that is one of the inputs, or would replace somebody else's file."""
+"""Before work is done: an output that is an input, or would replace somebody else's file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ __all__ = ["check_no_input", "check_replaces", "is_json_report", "is_parquet"]
 _HEAD = 4096  # bytes that tell what a file is
 
 
-def check_no_input(option: str, output: str | None, inputs: Iterable[str | os.PathLike[str] | None]) -> None:
+def check_no_input(
+    option: str, output: str | None, inputs: Iterable[str | os.PathLike[str] | None]
+) -> None:
     """Raises AtpError if `output` is one of the files that are read, by whatever name.
 
     Args:

@@ -10,8 +10,10 @@ from typing import Any
 from atp_cpp._core import check_grammar
 from atp_cpp.errors import AtpError
 from atp_cpp.json_schema import grammar_of
+from atp_cpp.texts import check_number, check_text, check_whole
 
-_LATER = ("repeat_penalty", "frequency_penalty", "presence_penalty", "repeat_last_n")
+_PENALTIES = ("repeat_penalty", "frequency_penalty", "presence_penalty")
+_LATER = (*_PENALTIES, "repeat_last_n")  # fields that were not there from the first
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +57,21 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         """Raises AtpError naming the field that cannot be."""
+        for name in ("n_predict", "top_k", "seed", "repeat_last_n"):
+            check_whole(name, getattr(self, name))
+        for name in (
+            "temp",
+            "top_p",
+            "min_p",
+            "repeat_penalty",
+            "frequency_penalty",
+            "presence_penalty",
+        ):
+            check_number(name, getattr(self, name))
+        if isinstance(self.stop, str):
+            raise AtpError(f"stop: expected several texts, ({self.stop!r},), got one")
+        for text in (*self.stop, self.grammar, self.json_schema):
+            check_text("a stop text, grammar or JSON schema", text)
         checks = (
             (self.n_predict >= 1, f"n_predict must be at least 1, got {self.n_predict}"),
             (
