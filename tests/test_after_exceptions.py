@@ -53,12 +53,15 @@ def in_a_step_by_ctrl_c(engine, picture):
     def ring(number, frame):
         raise KeyboardInterrupt
 
+    def for_ever():
+        while True:
+            engine.generate(prompt(engine), [picture], n_predict=900)
+
     before = signal.signal(signal.SIGALRM, ring)
     try:
         signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(KeyboardInterrupt):
-            for _ in range(10_000):
-                engine.generate(prompt(engine), [picture], n_predict=900)
+            for_ever()
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -68,9 +71,9 @@ def for_nan_in_the_image(engine, picture):
     sequence = engine.encode(prompt(engine), [picture])
     embd = np.full_like(sequence.embd, np.nan)
     engine.set_plan([])
+    bad = engine.encode(prompt(engine), [picture], embd=embd)
+    engine.reserve([400], 2)
     with pytest.raises(core.ImageError, match="no numbers"):
-        bad = engine.encode(prompt(engine), [picture], embd=embd)
-        engine.reserve([400], 2)
         engine.start(bad)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from atp_cpp import _core as core
-from batch_runs import facts, prompt_of, reserve_for, run
+from batch_runs import alone, encoded, facts, prompt_of, reserve_for, run
 from rig import EXACT
 
 pytest_plugins = ["fixtures_engine"]
@@ -18,17 +18,6 @@ CUTS = [(2, "grid", 0.5), (5, "fastv", 0.2)]
 
 def some_pictures(pictures, n):
     return [pictures[k % 3] + np.uint8(k) for k in range(n)]
-
-
-def alone(engine, images, n_predict, plan=(), **options):
-    return [
-        facts(engine.generate(prompt_of(engine), [image], plan=plan, n_predict=n, **options))
-        for image, n in zip(images, n_predict, strict=True)
-    ]
-
-
-def encoded(engine, images):
-    return [engine.encode(prompt_of(engine), [image]) for image in images]
 
 
 @pytest.mark.parametrize("cuts", [[], CUTS], ids=["whole", "cut"])

@@ -6,7 +6,6 @@ with atp_cpp.Captioner("llava.gguf", mmproj="mmproj.gguf", policy="fastv:keep=0.
     print(caption.text, caption.report.n_kept)
 """
 
-from atp_cpp import at_exit as _at_exit
 from atp_cpp._core import __version__
 from atp_cpp.caption import Caption
 from atp_cpp.captioner import Captioner

@@ -271,7 +271,8 @@ class Captioner:
         Captioner until all rows were given or the run was closed.
 
         Args:
-            images: paths, bytes, open files, Pillow images, arrays, or Items, which bring their own prompts.
+            images: paths, bytes, open files, Pillow images, arrays, or Items, which bring their
+                own prompts.
             prompt: the question, or several; then there is a row for each.
             batch_size: captions under way at once.
             ordered: rows in the order of the images; else as they end.

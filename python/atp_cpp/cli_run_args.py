@@ -68,7 +68,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
 
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:
-    """--json, --out, --txt, --parquet, --existing, --force, --resume, --retry-failed, --on-error."""
+    """Where rows and texts go, and what becomes of files that are there."""
     group = parser.add_argument_group("results")
     group.add_argument("--json", action="store_true", help="JSON rows on standard output")
     group.add_argument(
