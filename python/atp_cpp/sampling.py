@@ -59,6 +59,7 @@ class SamplingConfig:
         """Raises AtpError naming the field that cannot be."""
         for name in ("n_predict", "top_k", "seed", "repeat_last_n"):
             check_whole(name, getattr(self, name))
+            object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's are no JSON
         for name in (
             "temp",
             "top_p",
@@ -67,7 +68,9 @@ class SamplingConfig:
             "frequency_penalty",
             "presence_penalty",
         ):
-            check_number(name, getattr(self, name))
+            check_number(name, value := getattr(self, name))
+            if not isinstance(value, (int, float)):
+                object.__setattr__(self, name, float(value))
         if isinstance(self.stop, str):
             raise AtpError(f"stop: expected several texts, ({self.stop!r},), got one")
         for text in (*self.stop, self.grammar, self.json_schema):
