@@ -354,12 +354,13 @@ class Captioner:
         """The prompt as the model's chat template has it; see ChatPrompt."""
         if isinstance(prompt, str):
             return self._prompt.render(prompt, n_images)
-        if not isinstance(prompt, Sequence) or not all(isinstance(t, Turn) for t in prompt):
+        turns = list(prompt) if isinstance(prompt, Sequence) else [prompt]
+        if not all(isinstance(turn, Turn) for turn in turns):
             raise AtpError(
                 f"prompt: expected one text, got {type(prompt).__name__}; caption_many takes "
                 "several prompts"
             )
-        return self._prompt.render_chat(prompt)
+        return self._prompt.render_chat(turns)
 
     def _opened(self) -> Engine:
         if self._engine is None:
