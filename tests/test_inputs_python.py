@@ -65,8 +65,8 @@ def test_no_image(tiny_captioner, image):
     ("prompt", "says"),
     [
         (["a", "b"], "caption_many takes several"),
-        (None, "got NoneType"),
-        (5, "got int"),
+        (None, "expected one text"),
+        (5, "expected one text"),
         ("a\ud800b", r"surrogate pair \(U\+D800\) at character 1"),
     ],
 )
