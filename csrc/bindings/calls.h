@@ -1,4 +1,5 @@
-// How a call from Python runs in C++: without the GIL, one at a time where that is needed, and ended by Ctrl-C.
+// How a call from Python runs in C++: without the GIL, one at a time where that is needed, and ended by Ctrl-C or by
+// the program's end.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -7,6 +8,7 @@
 #include <optional>
 #include <utility>
 
+#include "at_exit.h"
 #include "errors.h"
 #include "interrupt.h"
 
@@ -32,7 +34,7 @@ class OneCall {
 };
 
 // runs `work` without the GIL; on the main thread, Ctrl-C becomes KeyboardInterrupt within one step of the engine
-// (signals reach no other thread, and asking there would only cost the lock)
+// (signals reach no other thread, and asking there would only cost the lock); other threads leave when the program ends
 template <typename Work>
 auto without_gil(Work work) {
     std::optional<py::error_already_set> raised;
@@ -46,13 +48,16 @@ auto without_gil(Work work) {
         }
         return false;
     })
-                                : std::function<bool()>());
+                                : std::function<bool()>(must_leave));
     try {
-        const py::gil_scoped_release release;
+        const WithoutGil inside;
         return work(interrupt);
     } catch (const Cancelled &) {
         if (raised) {
             throw std::move(*raised);
+        }
+        if (must_leave()) {
+            leave();
         }
         throw;
     }

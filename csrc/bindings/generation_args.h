@@ -6,12 +6,12 @@
 #include <vector>
 
 #include "generation.h"
+#include "sampler.h"
 
 namespace atp::python {
 
 // throws AtpError for a grammar that cannot be followed, before anything is computed
-GenerationParams generation_params(int32_t n_predict, float temp, int32_t top_k, float top_p, float min_p,
-                                   uint32_t seed, const std::vector<std::string> & stop, const std::string & grammar,
+GenerationParams generation_params(int32_t n_predict, SamplingParams sampling, std::vector<std::string> stop,
                                    bool stop_on_repetition);
 
 }  // namespace atp::python

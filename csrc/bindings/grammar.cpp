@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include "at_exit.h"
 #include "grammar_check.h"
 #include "json_schema.h"
 #include "registers.h"
@@ -25,10 +26,9 @@ std::optional<Loop> find_repetition(const std::vector<int32_t> & tokens) {
 }  // namespace
 
 void register_grammar(py::module_ & m) {
-    m.def("check_grammar", &check_grammar, py::arg("gbnf"), py::call_guard<py::gil_scoped_release>(),
+    m.def("check_grammar", &check_grammar, py::arg("gbnf"), py::call_guard<WithoutGil>(),
           "AtpError with the reason unless llama.cpp can follow the grammar, in bounded time and memory.");
-    m.def("json_schema_to_grammar", &grammar_of_schema, py::arg("schema_json"),
-          py::call_guard<py::gil_scoped_release>(),
+    m.def("json_schema_to_grammar", &grammar_of_schema, py::arg("schema_json"), py::call_guard<WithoutGil>(),
           "The grammar of a JSON schema's values, by llama.cpp's converter; AtpError with its reason. It passes over "
           "keywords that it does not know: atp_cpp.json_schema refuses them first.");
     m.def("find_repetition", &find_repetition, py::arg("tokens"),

@@ -1,4 +1,5 @@
 #include "policy.h"
+#include "at_exit.h"
 
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>
@@ -57,7 +58,7 @@ Policy from_callable(const py::function & fn, ScoreKind needs) {
         delete f;
     });
     return {"callable", needs, [held](const PolicyInput & in) -> Choice {
-                const py::gil_scoped_acquire gil;
+                const InCallback gil;
                 const py::object kept = (*held)(to_dict(in));
                 try {
                     return kept.cast<KeepList>();

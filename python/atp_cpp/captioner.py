@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -30,7 +30,7 @@ from atp_cpp.config import (
 )
 from atp_cpp.errors import AtpError, ImageError, ModelError, PlanError
 from atp_cpp.image_spec import ImageSpec
-from atp_cpp.images import ImageSource, Pixels, load_image
+from atp_cpp.images import ImageSource, Pixels, is_open_file, load_image
 from atp_cpp.model_files import atp_file, image_spec_of, model_files
 from atp_cpp.preprocess import prepare
 from atp_cpp.prompts import DEFAULT_PROMPT, ChatPrompt, Turn
@@ -181,8 +181,8 @@ class Captioner:
         """Answers a prompt about one image, or about several at once.
 
         Args:
-            image: path, encoded bytes, Pillow image or uint8 [h, w, 3]; or a list of these, all
-                seen in one prompt.
+            image: path, encoded bytes, open file, Pillow image or uint8 [h, w, 3]; or a list of
+                these, all seen in one prompt.
             prompt: the question.
             policy: cuts for this call instead of the captioner's; "none" to prune nothing.
             sampling: how to draw; greedy, at most 128 tokens, if not given.
@@ -271,7 +271,8 @@ class Captioner:
         Captioner until all rows were given or the run was closed.
 
         Args:
-            images: paths, bytes, Pillow images, arrays, or Items, which bring their own prompts.
+            images: paths, bytes, open files, Pillow images, arrays, or Items, which bring their
+                own prompts.
             prompt: the question, or several; then there is a row for each.
             batch_size: captions under way at once.
             ordered: rows in the order of the images; else as they end.
@@ -353,7 +354,11 @@ class Captioner:
         """The prompt as the model's chat template has it; see ChatPrompt."""
         if isinstance(prompt, str):
             return self._prompt.render(prompt, n_images)
-        return self._prompt.render_chat(prompt)
+        turns = list(prompt or ()) if isinstance(prompt, Sequence) else [prompt]
+        said = [turn for turn in turns if isinstance(turn, Turn)]
+        if len(said) < len(turns):
+            raise AtpError("prompt: expected one text; caption_many takes several prompts")
+        return self._prompt.render_chat(said)
 
     def _opened(self) -> Engine:
         if self._engine is None:
@@ -381,8 +386,14 @@ class Captioner:
 
 
 def _as_list(image: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
-    if isinstance(image, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
-        return [image]
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+    if isinstance(image, kinds) or is_open_file(image):
+        return [image]  # type: ignore[list-item]
+    if not isinstance(image, Iterable) or isinstance(image, Mapping):
+        raise ImageError(
+            "expected an image as a path, bytes, an open file, a Pillow image or uint8 [h, w, 3], "
+            f"or a list of these; got {type(image).__name__}"
+        )
     images = list(image)
     if not images:
         raise ImageError("expected at least one image, got an empty list")
