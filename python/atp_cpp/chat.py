@@ -1,6 +1,6 @@
 """OpenAI's chat completions: their messages in, their dictionaries out, as llama-cpp-python has it.
 
-:func:`create_chat_completion` is a method of :class:`~atp_cpp.captioner.Captioner`.
+:meth:`atp_cpp.Captioner.create_chat_completion` begins here.
 """
 
 from __future__ import annotations
@@ -10,135 +10,82 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
+from atp_cpp.caption import Caption
 from atp_cpp.chat_messages import read_messages
-from atp_cpp.config import PolicyLike, SamplingConfig, parse_plan
+from atp_cpp.config import PolicyLike, SamplingConfig
 from atp_cpp.errors import AtpError
+from atp_cpp.session import Session
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from atp_cpp.caption import Caption
-    from atp_cpp.captioner import Captioner
-
+_Answer: TypeAlias = Callable[[Callable[[str], bool] | None], Caption]  # on_token -> the answer
 _DRAW = SamplingConfig()  # its defaults
 _FINISHED = {"length": "length"}  # all else is a stop, in OpenAI's words
 
 
-@overload
-def create_chat_completion(
-    captioner: Captioner,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    max_tokens: int | None = ...,
-    temperature: float = ...,
-    top_p: float = ...,
-    top_k: int = ...,
-    min_p: float = ...,
-    seed: int | None = ...,
-    stop: str | Sequence[str] | None = ...,
-    response_format: Mapping[str, Any] | None = ...,
-    policy: PolicyLike = ...,
-    allow_http: bool = ...,
-    stream: Literal[False] = ...,
-) -> dict[str, Any]: ...
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChatRequest:
+    """The arguments of ``Captioner.create_chat_completion``; see there."""
+
+    messages: Sequence[Mapping[str, Any]]
+    max_tokens: int | None = None
+    temperature: float = _DRAW.temp
+    top_p: float = _DRAW.top_p
+    top_k: int = _DRAW.top_k
+    min_p: float = _DRAW.min_p
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    response_format: Mapping[str, Any] | None = None
+    policy: PolicyLike = None
+    allow_http: bool = False
+
+    def sampling(self) -> SamplingConfig:
+        """How the answer is drawn; AtpError if an argument cannot be."""
+        return SamplingConfig(
+            n_predict=_DRAW.n_predict if self.max_tokens is None else self.max_tokens,
+            temp=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            min_p=self.min_p,
+            seed=_DRAW.seed if self.seed is None else self.seed,
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            json_schema=_schema(self.response_format),
+        )
 
 
-@overload
-def create_chat_completion(
-    captioner: Captioner,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    max_tokens: int | None = ...,
-    temperature: float = ...,
-    top_p: float = ...,
-    top_k: int = ...,
-    min_p: float = ...,
-    seed: int | None = ...,
-    stop: str | Sequence[str] | None = ...,
-    response_format: Mapping[str, Any] | None = ...,
-    policy: PolicyLike = ...,
-    allow_http: bool = ...,
-    stream: Literal[True],
-) -> Generator[dict[str, Any], None, None]: ...
+def complete(session: Session, request: ChatRequest) -> dict[str, Any]:
+    """The completion as a dictionary; raises what ``Captioner.create_chat_completion`` does."""
+    return _completion(_answer_of(session, request)(None), _about(session))
 
 
-def create_chat_completion(
-    captioner: Captioner,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    max_tokens: int | None = None,
-    temperature: float = _DRAW.temp,
-    top_p: float = _DRAW.top_p,
-    top_k: int = _DRAW.top_k,
-    min_p: float = _DRAW.min_p,
-    seed: int | None = None,
-    stop: str | Sequence[str] | None = None,
-    response_format: Mapping[str, Any] | None = None,
-    policy: PolicyLike = None,
-    allow_http: bool = False,
-    stream: bool = False,
-) -> dict[str, Any] | Generator[dict[str, Any], None, None]:
-    """Answers a conversation, in the form of OpenAI's chat completions.
+def stream(session: Session, request: ChatRequest) -> Generator[dict[str, Any], None, None]:
+    """The completion in chunks. The request is checked, and its images opened, before the first."""
+    return _chunks(_answer_of(session, request), _about(session))
 
-    Args:
-        captioner: the model; as a method, ``self``.
-        messages: each with a role ("system", "user" or "assistant") and content, a text or a list
-            of ``{"type": "text", "text": …}`` and, in user messages, ``{"type": "image_url",
-            "image_url": {"url": …}}``. A url is ``data:image/…;base64,…``, ``file://…``, a path, or
-            http(s) if allowed.
-        max_tokens: at most this many tokens of answer; 128 if not given.
-        temperature: 0 is greedy.
-        top_p: see SamplingConfig, here and below.
-        top_k: likewise.
-        min_p: likewise.
-        seed: of the draw; 0 if not given.
-        stop: a text that ends the answer, or several.
-        response_format: ``{"type": "json_object"}``, with a ``"schema"`` if wanted, or OpenAI's
-            ``{"type": "json_schema", "json_schema": {"schema": …}}``: the answer is such JSON
-            (unless max_tokens cuts it off).
-        policy: cuts for this call; see Captioner.caption.
-        allow_http: whether http(s) urls are downloaded (needs httpx): at most 64 MiB.
-        stream: give the answer in pieces. The messages are checked and images opened at once; the
-            model starts when the first piece is asked for. Closing the generator ends the answer.
 
-    Returns:
-        The completion as a dictionary; with ``stream`` a generator of its chunks.
+def _answer_of(session: Session, request: ChatRequest) -> _Answer:
+    """Checks a request and opens its images; what comes back makes the answer when called."""
+    turns, pixels = read_messages(request.messages, allow_http=request.allow_http)
+    plan = session.plan_of(request.policy)
+    sampling = request.sampling()
+    session.render(turns)  # refuses what cannot be rendered, before anything is streamed
 
-    Raises:
-        AtpError: a message or an argument that cannot be.
-        ImageError: an image that cannot be opened.
-        ModelError: the model's chat template refuses the conversation.
-        PlanError: cuts that this model cannot run.
-        StageError: for instance a context too small for the prompt.
-    """
-    turns, pixels = read_messages(messages, allow_http=allow_http)
-    plan = captioner.plan if policy is None else captioner.settle_plan(parse_plan(policy))
-    sampling = SamplingConfig(
-        n_predict=_DRAW.n_predict if max_tokens is None else max_tokens,
-        temp=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        seed=_DRAW.seed if seed is None else seed,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
-        json_schema=_schema(response_format),
-    )
-    captioner.render(turns)  # refuses what cannot be rendered, before anything is streamed
-
-    def answer(on_token: Callable[[str], bool] | None = None) -> Caption:
-        return captioner.caption_pixels(
+    def answer(on_token: Callable[[str], bool] | None) -> Caption:
+        return session.caption_pixels(
             pixels, turns, plan=plan, sampling=sampling, on_token=on_token
         )
 
-    about = {
+    return answer
+
+
+def _about(session: Session) -> dict[str, Any]:
+    return {
         "id": f"chatcmpl-{uuid.uuid4()}",
         "created": int(time.time()),
-        "model": captioner.model.name,
+        "model": session.model.name,
     }
-    return _chunks(answer, about) if stream else _completion(answer(), about)
 
 
 def _schema(response_format: Mapping[str, Any] | None) -> str:
@@ -202,9 +149,7 @@ def _chunk(about: dict[str, Any], delta: dict[str, str], reason: str | None) -> 
     }
 
 
-def _chunks(
-    answer: Callable[[Callable[[str], bool]], Caption], about: dict[str, Any]
-) -> Generator[dict[str, Any], None, None]:
+def _chunks(answer: _Answer, about: dict[str, Any]) -> Generator[dict[str, Any], None, None]:
     """The answer in pieces, made by a thread while they are read; joined they are its text."""
     pieces: queue.SimpleQueue[str | Caption | BaseException] = queue.SimpleQueue()
     ended = threading.Event()

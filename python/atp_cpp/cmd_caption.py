@@ -189,7 +189,9 @@ class _Single:
         if streamed:
             self.output.piece("\n")
         elif self.json:
-            row = good_row(self.image, self.prompt, caption, self.captioner, self.sampling.seed)
+            row = good_row(
+                self.image, self.prompt, caption, self.captioner.files, self.sampling.seed
+            )
             self.output.row(row.as_dict())
         else:
             self.output.result(caption.text)
@@ -222,8 +224,9 @@ class _Single:
                 self.image,
                 self.prompt,
                 "interrupted",
-                self.captioner,
+                self.captioner.files,
                 self.sampling.seed,
+                plan=self.captioner.plan,
                 partial=partial_text,
             )
             self.output.row(row.as_dict())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from atp_cpp.errors import ModelError
@@ -15,6 +16,35 @@ DEMO_MODEL = "atp-demo.gguf"
 DEMO_MMPROJ = "mmproj-atp-demo.gguf"
 DEMO_ATP = "atp-atp-demo-f32.gguf"
 _NEWLINES = {"v.image_newline", "model.image_newline"}  # the second in older files
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The files of one model.
+
+    Attributes:
+        model: GGUF of the text model.
+        mmproj: GGUF of its vision projector.
+        atp: GGUF of its ATP sidecar; None: it has none.
+    """
+
+    model: Path
+    mmproj: Path
+    atp: Path | None = None
+
+    @classmethod
+    def chosen(
+        cls,
+        model: str | os.PathLike[str] | None,
+        mmproj: str | os.PathLike[str] | None,
+        atp: str | os.PathLike[str] | None = None,
+    ) -> ModelFiles:
+        """The user's files, or those of the demo model; see model_files and atp_file.
+
+        Raises:
+            ModelError: see model_files and atp_file.
+        """
+        return cls(*model_files(model, mmproj), atp_file(model, atp))
 
 
 def model_files(
