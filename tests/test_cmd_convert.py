@@ -1,9 +1,7 @@
-"""``atp-cpp convert`` and ``inspect`` on sidecars, and the script under llama.cpp's name."""
+"""``atp-cpp convert`` and ``inspect`` on sidecars and on checkpoints."""
 
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,8 +13,6 @@ from checkpoint_files import LFS_POINTER, PARTS, write_checkpoint
 from sidecar_files import example
 
 pytest_plugins = ("fixtures_python", "fixtures_hub")
-
-TOOL = Path(__file__).resolve().parents[1] / "tools" / "convert_atp_to_gguf.py"
 
 
 @pytest.fixture
@@ -92,15 +88,6 @@ def test_convert_without_the_gguf_package(cli, trained, monkeypatch):
         'needs the gguf package, which is not installed; pip install "atp_cpp[convert]"' in ran.err
     )
     assert files_of(trained) == ["atp.json", "atp.npz"]
-
-
-def test_the_script_is_the_same(trained, tmp_path):
-    out = tmp_path / "out.gguf"
-    command = [sys.executable, str(TOOL), "--outfile", str(out), str(trained)]
-    path = {"PYTHONPATH": str(Path(convert.__file__).parents[2])}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=path)
-    assert (done.returncode, done.stdout) == (0, f"{out}\n"), done.stderr
-    assert AtpSidecar.read_gguf(out) == example()
 
 
 # ---- checkpoints: what is refused needs neither PyTorch nor transformers

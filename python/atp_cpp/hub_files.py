@@ -225,7 +225,7 @@ def _named_failures(repo: str, revision: str | None, offline: bool) -> Iterator[
     """Says what happened, and what to do, in one line."""
     from huggingface_hub import constants, errors
 
-    from atp_cpp.convert.hub import is_unreachable, quiet
+    from atp_cpp.hub_client import is_unreachable, quiet
 
     at = f" at revision {revision}" if revision else ""
     login = "log in with an account that may read it (hf auth login, HF_TOKEN, or token=)"

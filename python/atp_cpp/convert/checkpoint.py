@@ -17,18 +17,13 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+from atp_cpp.checkpoint_names import SMALL
 from atp_cpp.convert.family import check_counts
 from atp_cpp.errors import ConvertError
 
 __all__ = ["Checkpoint", "TensorFile", "read_checkpoint", "read_config", "read_json_object"]
 
 CONFIG = "config.json"
-# everything but weights: configuration, tokenizer, processor, chat templates, index of the weights;
-# and the model card, from which the licence goes into the files
-SMALL = (
-    *("*.json", "*.jinja", "*.model", "tokenizer.model.*"),
-    *("merges.txt", "vocab.txt", "README.md"),
-)
 EXPECTED = "expected a Hugging Face checkpoint: a folder with config.json and *.safetensors"
 _LFS_HEAD = b"version https://git-lfs"
 # model-00001-of-00003.safetensors

@@ -98,19 +98,20 @@ def _from_hub(
             f"{repo}: no folder {Path(repo).absolute()}, and downloading from the hub needs the "
             'huggingface-hub package, which is not installed; pip install "atp_cpp[hub]"'
         ) from error
+    from atp_cpp import hub_client as client
     from atp_cpp.convert import hub
 
-    with _named_failures(repo, revision), hub.quiet():
-        if hub.is_offline():
+    with _named_failures(repo, revision), client.quiet():
+        if client.is_offline():
             return hub.cached_folder(repo, revision)
         try:
             repository = hub.read_listing(repo, revision)
         except Exception as error:
-            if not hub.is_unreachable(error):
+            if not client.is_unreachable(error):
                 raise
             with _or_else(error):
                 folder = hub.cached_folder(repo, revision)
-            _log.warning("%s cannot be reached; taking %s from the cache", hub.endpoint(), repo)
+            _log.warning("%s cannot be reached; taking %s from the cache", client.endpoint(), repo)
             return folder
         missing = hub.missing_files(repository)
         if not missing:
@@ -124,7 +125,7 @@ def _from_hub(
             hollow = known(repository)
     if look:
         look(hollow)
-    with _named_failures(repo, revision), hub.quiet():
+    with _named_failures(repo, revision), client.quiet():
         _log.info("downloading %s", hub.listed(missing))
         return hub.download(repository, missing)
 
@@ -170,37 +171,38 @@ def _named_failures(repo: str, revision: str | None) -> Iterator[None]:
 
 
 def _gated(repo: str) -> str:
-    from atp_cpp.convert import hub
+    from atp_cpp import hub_client as client
 
-    token = "the token in use has no access" if hub.has_token() else "no token is set"
+    token = "the token in use has no access" if client.has_token() else "no token is set"
     return (
-        f"{repo} is gated and {token}; accept its terms at {hub.endpoint()}/{repo}, then log in "
+        f"{repo} is gated and {token}; accept its terms at {client.endpoint()}/{repo}, then log in "
         "with that account (hf auth login, or the variable HF_TOKEN)"
     )
 
 
 def _not_found(repo: str) -> str:
-    from atp_cpp.convert import hub
+    from atp_cpp import hub_client as client
 
-    token = "the token in use has no access" if hub.has_token() else "no token is set"
+    token = "the token in use has no access" if client.has_token() else "no token is set"
     return (
-        f"{repo}: no folder {Path(repo).absolute()}, and no such repository at {hub.endpoint()}; "
-        f"or it is private and {token} (hf auth login, or the variable HF_TOKEN)"
+        f"{repo}: no folder {Path(repo).absolute()}, and no such repository at "
+        f"{client.endpoint()}; or it is private and {token} (hf auth login, or the variable "
+        "HF_TOKEN)"
     )
 
 
 def _not_cached(repo: str, revision: str | None) -> str:
-    from atp_cpp.convert import hub
+    from atp_cpp import hub_client as client
 
     at = f" at revision {revision}" if revision else ""
     return (
-        f"{repo}{at} is not in the cache {hub.cache_folder()}, and the hub is offline; unset "
+        f"{repo}{at} is not in the cache {client.cache_folder()}, and the hub is offline; unset "
         "HF_HUB_OFFLINE, or name a local folder"
     )
 
 
 def _refused(repo: str, error: Any) -> str:
-    from atp_cpp.convert import hub
+    from atp_cpp import hub_client as client
 
     status = getattr(error.response, "status_code", None)
     if status in (401, 403):
@@ -209,16 +211,16 @@ def _refused(repo: str, error: Any) -> str:
         advice = "wait a few minutes and run again; what was downloaded is kept"
     else:
         advice = "run again later; what was downloaded is kept"
-    return f"{repo}: {hub.endpoint()} answered {status}; {advice}"
+    return f"{repo}: {client.endpoint()} answered {status}; {advice}"
 
 
 def _broken(repo: str, error: Exception) -> str | None:
     """What to say of an error of the disk or of the connection; None for any other."""
-    from atp_cpp.convert import hub
+    from atp_cpp import hub_client as client
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
-            f"{repo}: no space left in the cache {hub.cache_folder()} ({error.strerror}); free "
+            f"{repo}: no space left in the cache {client.cache_folder()} ({error.strerror}); free "
             "some, or name another place with HF_HUB_CACHE, and run again: the download resumes"
         )
     if isinstance(error, OSError) and error.filename is not None:
@@ -226,10 +228,10 @@ def _broken(repo: str, error: Exception) -> str | None:
             f"{error.filename}: cannot be written: {error.strerror}; name another place for the "
             "cache with HF_HUB_CACHE"
         )
-    if hub.is_unreachable(error) or isinstance(error, OSError):
+    if client.is_unreachable(error) or isinstance(error, OSError):
         reason = " ".join(str(error).split()) or type(error).__name__
         return (
-            f"{repo}: the download from {hub.endpoint()} broke off ({reason}); check the "
+            f"{repo}: the download from {client.endpoint()} broke off ({reason}); check the "
             "connection and run again: it resumes"
         )
     return None
