@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atp_cpp import CutSpec, SamplingConfig
-from atp_cpp.batch import CaptionBatch
-from atp_cpp.batch.ray_batch import OUTPUT_COLUMNS
+from atp_cpp import CaptionBatch, CutSpec, SamplingConfig
+from atp_cpp.caption_batch import OUTPUT_COLUMNS
 from atp_cpp.errors import AtpError, ModelError
 
 pytest_plugins = ("fixtures_python",)
