@@ -9,6 +9,7 @@ without finding a hole half-way. Which files count as weights follows llama.cpp'
 from __future__ import annotations
 
 import json
+import logging
 import re
 import zipfile
 from collections.abc import Callable, Sequence
@@ -18,6 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from atp_cpp.convert.family import check_counts
+from atp_cpp.convert.other_weights import (
+    is_adapter,
+    refuse_additions,
+    refuse_two_sets,
+    unread,
+)
 from atp_cpp.errors import ConvertError
 
 __all__ = ["Checkpoint", "TensorFile", "read_checkpoint", "read_config", "read_json_object"]
@@ -35,6 +42,8 @@ _LFS_HEAD = b"version https://git-lfs"
 _PART_OF = re.compile(r"^(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)(?P<suffix>\.\w+)$")
 # bits of one element, by safetensors' names
 _BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,8 @@ def read_checkpoint(folder: Path, name: str) -> Checkpoint:
         config = _read_config(folder, names)
         _refuse_lfs_pointers(folder, [name for name in names if _is_small(name)])
         files, index = _weight_files(folder, names)
+        refuse_additions(str(folder), names, original="mm_vision_tower" in config)
+        _note_unread(folder, names, files)
         _refuse_lfs_pointers(folder, files)
         if files[0].endswith(".safetensors"):
             tensors = _read_headers(folder, files)
@@ -156,7 +167,7 @@ def _read_config(folder: Path, names: Sequence[str]) -> dict[str, Any]:
         config = read_json_object(folder / CONFIG)
         check_counts(config)
         return config
-    if "adapter_config.json" in names:
+    if any(is_adapter(name) for name in names):
         hint = "it is an adapter (PEFT); merge it into its base model and convert that"
     elif any(name.endswith(".gguf") for name in names):
         hint = "it holds GGUF files, which need no conversion"
@@ -208,6 +219,8 @@ def _weight_files(folder: Path, names: Sequence[str]) -> tuple[list[str], dict[s
                 f"{folder}: missing {', '.join(missing[:3])}{' …' if missing[3:] else ''} "
                 f"({len(missing)} of {len(files)} weight files{source}); download it again"
             )
+        if index is not None:
+            refuse_two_sets(str(folder), names, files, index_name)
         if files:
             return files, index
     others = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".pt"))]
@@ -215,6 +228,22 @@ def _weight_files(folder: Path, names: Sequence[str]) -> tuple[list[str], dict[s
     raise ConvertError(
         f"{folder} has no weights; expected model*.safetensors or pytorch_model*.bin{found}"
     )
+
+
+def _note_unread(folder: Path, names: Sequence[str], files: Sequence[str]) -> None:
+    """Says which weights stay out, here and in a folder below."""
+    if others := unread(names, files):
+        listed = ", ".join(others[:3]) + (" …" if others[3:] else "")
+        _log.warning("%s: not read: %s; the weights are %s", folder, listed, _range(files))
+    inner = [name for name in names if (folder / name).is_dir()]
+    if adapters := [n for n in inner if (folder / n / "adapter_config.json").is_file()]:
+        _log.warning(
+            "%s: the adapter in its folder %s is not part of what is converted", folder, adapters[0]
+        )
+
+
+def _range(files: Sequence[str]) -> str:
+    return files[0] if len(files) == 1 else f"{files[0]} … {files[-1]}"
 
 
 def _with_missing_parts(files: Sequence[str]) -> list[str]:

@@ -38,6 +38,7 @@ from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils.tqdm import tqdm
 
 from atp_cpp.convert.checkpoint import SMALL
+from atp_cpp.convert.other_weights import is_adapter, refuse_additions
 from atp_cpp.convert.outputs import readable_size
 from atp_cpp.errors import ConvertError
 from atp_cpp.locks import take_lock
@@ -89,7 +90,7 @@ def read_listing(repo: str, revision: str | None) -> Repository:
     """Asks the hub what is in a repository, and chooses.
 
     Raises:
-        ConvertError: it holds no checkpoint.
+        ConvertError: it holds no checkpoint, or trained parts beside one.
         Exception: what huggingface_hub and its HTTP client raise.
     """
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S)
@@ -99,7 +100,7 @@ def read_listing(repo: str, revision: str | None) -> Repository:
     ]
     names = [file.name for file in files]
     if "config.json" not in names:
-        if "adapter_config.json" in names:
+        if any(is_adapter(name) for name in names):
             hint = "it is an adapter (PEFT); merge it into its base model and convert that"
         elif any(name.endswith(".gguf") for name in names):
             hint = "it holds GGUF files, which need no conversion"
@@ -107,6 +108,7 @@ def read_listing(repo: str, revision: str | None) -> Repository:
             hint = "expected a transformers checkpoint with config.json and *.safetensors"
         raise ConvertError(f"{repo} has no config.json; {hint}")
     here = [file for file in files if "/" not in file.name]
+    refuse_additions(repo, [file.name for file in here], original=True)
     small = [f for f in here if any(fnmatch(f.name, pattern) for pattern in SMALL)]
     small += [f for f in files if fnmatch(f.name, "additional_chat_templates/*.jinja")]
     chosen = (tuple(f for f in here if fnmatch(f.name, pattern)) for pattern in WEIGHTS)
