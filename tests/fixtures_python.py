@@ -51,6 +51,7 @@ def fake_engine(monkeypatch):
         engine = of.fresh(**steer)
         monkeypatch.setattr(captioner, "Engine", engine)
         monkeypatch.setattr(captioner, "image_spec_of", lambda mmproj: spec)
+        monkeypatch.setattr(captioner, "note_pair", lambda model, mmproj: None)
         monkeypatch.setattr(captioner, "config_hash", lambda **facts: "0123456789abcdef")
         return engine
 

@@ -298,7 +298,7 @@ def test_inspect_says_whether_a_pair_fits(cli, tmp_path, tiny_files, tiny_model)
 def test_inspect_what_is_no_sidecar(cli, tmp_path, tiny_files):
     path = example().write_gguf(tmp_path / "atp.gguf")
     ran = cli("inspect", tiny_files[0], "-m", tiny_files[0])
-    assert ran.code == 2 and "not an adapter; -m is for comparing a sidecar with a model" in ran.err
+    assert ran.code == 2 and "is a text model; -m is for comparing a projector or a" in ran.err
     ran = cli("inspect", path, "-m", tmp_path / "none.gguf")
     assert ran.code == 2 and "no such file" in ran.err
     content = path.read_bytes()

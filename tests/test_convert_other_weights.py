@@ -2,12 +2,15 @@
 
 import json
 import logging
+import zipfile
 
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from atp_cpp import ConvertError
 from atp_cpp.convert.checkpoint import read_checkpoint
+from atp_cpp.convert.identity import checkpoint_id
 from checkpoint_files import CONFIG, INDEX, TENSORS, write_checkpoint
 from hub_standin import refused
 
@@ -117,3 +120,37 @@ def test_the_same_weights_once_more_need_no_word(tmp_path, caplog):
         put(folder, name)
     read_checkpoint(folder, "tiny")
     assert not caplog.records
+
+
+# ---- the hash by which the files of one conversion know each other
+
+
+def identity(folder):
+    return checkpoint_id(read_checkpoint(folder, "tiny"))
+
+
+def test_a_checkpoint_is_known_by_its_weights(tmp_path):
+    one = identity(write_checkpoint(tmp_path / "a"))
+    assert len(one) == 32
+    assert identity(write_checkpoint(tmp_path / "b", sharded=True)) == one  # in other files
+    renamed = {f"model.{name}": array for name, array in TENSORS.items()}
+    assert identity(write_checkpoint(tmp_path / "c", tensors=renamed)) == one
+    for changed in (
+        {"a.weight": TENSORS["a.weight"] + 1},
+        {"a.weight": TENSORS["a.weight"].T.copy()},
+        {"a.bias": TENSORS["a.bias"].astype(np.float32)},
+        {"c": TENSORS["a.bias"]},
+    ):
+        folder = write_checkpoint(tmp_path / "d", tensors=TENSORS | changed)
+        assert identity(folder) != one, changed
+
+
+def test_pytorchs_own_files_are_known_by_their_checksums(tmp_path):
+    def written(name, content):
+        folder = write_checkpoint(tmp_path / name)
+        (folder / "model.safetensors").unlink()
+        with zipfile.ZipFile(folder / "pytorch_model.bin", "w") as archive:
+            archive.writestr("data/0", content)
+        return identity(folder)
+
+    assert written("a", b"weights") == written("b", b"weights") != written("c", b"Weights")

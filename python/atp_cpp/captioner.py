@@ -31,7 +31,7 @@ from atp_cpp.config import (
 from atp_cpp.errors import AtpError, ImageError, ModelError, PlanError
 from atp_cpp.image_spec import ImageSpec
 from atp_cpp.images import ImageSource, Pixels, load_image
-from atp_cpp.model_files import atp_file, image_spec_of, model_files
+from atp_cpp.model_files import atp_file, image_spec_of, model_files, note_pair
 from atp_cpp.preprocess import prepare
 from atp_cpp.prompts import DEFAULT_PROMPT, ChatPrompt, Turn
 from atp_cpp.views import as_tiles, views_of
@@ -127,6 +127,7 @@ class Captioner:
                     f"{self.mmproj}: holds no vision encoder; give the mmproj file of {self.model}"
                 )
             self._image_spec = image_spec_of(self.mmproj)
+            note_pair(self.model, self.mmproj)
             self._plan = self.settle_plan(plan)
             self._prompt = ChatPrompt.for_model(self._info)
         except BaseException:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 from atp_cpp.errors import ModelError
 from atp_cpp.gguf_header import read_header
 from atp_cpp.image_spec import ImageSpec
+from atp_cpp.pairing import why_no_pair
 from atp_cpp.projector_check import check_projector
 
 DEMO_DIR = Path(__file__).with_name("demo")
@@ -15,6 +17,8 @@ DEMO_MODEL = "atp-demo.gguf"
 DEMO_MMPROJ = "mmproj-atp-demo.gguf"
 DEMO_ATP = "atp-atp-demo-f32.gguf"
 _NEWLINES = {"v.image_newline", "model.image_newline"}  # the second in older files
+
+_log = logging.getLogger(__name__)
 
 
 def model_files(
@@ -75,6 +79,16 @@ def image_spec_of(mmproj: Path) -> ImageSpec | None:
             "their lines; convert the model again"
         )
     return spec
+
+
+def note_pair(model: Path, mmproj: Path) -> None:
+    """Warns where a projector is probably another model's: llama.cpp takes any of equal width."""
+    if reason := why_no_pair(model, mmproj):
+        _log.warning(
+            "%s; if they do not belong together, answers have nothing to do with the image; give "
+            "the mmproj file that was made with this text model",
+            reason,
+        )
 
 
 def atp_file(

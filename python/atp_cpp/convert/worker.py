@@ -37,6 +37,7 @@ from atp_cpp.convert.outputs import write_error
 from atp_cpp.convert.passthrough import CHECKED, INTERNVL_HF, check_configuration, mmproj_class
 from atp_cpp.convert.quantise import QUANTISED, hollow, quantise, quantised_size
 from atp_cpp.errors import AtpError, ConvertError, ModelError
+from atp_cpp.pairing import CHECKPOINT_KEY
 
 if TYPE_CHECKING:
     from conversion.base import ModelBase
@@ -57,6 +58,7 @@ class Job:
         stored_type: f32, f16 or bf16: what a model is written in before it is quantised.
         mmproj_out: file to write the projector to.
         mmproj_type: its type: f32, f16, bf16 or q8_0.
+        checkpoint_id: hash of the weights, for both files.
         config_only: see whether config.json is of a model that can be converted, and end: the rest
             need not be there.
     """
@@ -68,6 +70,7 @@ class Job:
     stored_type: str
     mmproj_out: str
     mmproj_type: str
+    checkpoint_id: str = ""
     config_only: bool = False
 
     @property
@@ -277,7 +280,9 @@ def _instance(
         "bf16": gguf.LlamaFileType.MOSTLY_BF16,
         "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
     }
-    return kind(Path(job.folder), types[outtype], Path(out), hparams=hparams, model_name=job.name)
+    model = kind(Path(job.folder), types[outtype], Path(out), hparams=hparams, model_name=job.name)
+    model.gguf_writer.add_string(CHECKPOINT_KEY, job.checkpoint_id)  # before the tokenizer's keys
+    return model
 
 
 def _text_architecture(text_config: dict[str, Any]) -> str:
