@@ -46,6 +46,8 @@ def model_files(
                 )
         return files
     if mmproj is None:
+        if not os.path.lexists(model):  # the first thing to be said of it
+            raise ModelError(f"{os.fspath(model)}: no such file; check the path")
         raise ModelError(
             f"{os.fspath(model)}: a text model sees only with its vision projector; "
             "give its mmproj file too"

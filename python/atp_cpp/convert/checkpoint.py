@@ -13,12 +13,13 @@ import logging
 import re
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from atp_cpp.convert.family import check_counts
+from atp_cpp.convert.family import check_counts, check_origin
 from atp_cpp.convert.other_weights import (
     is_adapter,
     refuse_additions,
@@ -108,6 +109,7 @@ def read_checkpoint(folder: Path, name: str) -> Checkpoint:
         refuse_additions(str(folder), names, original="mm_vision_tower" in config)
         _note_unread(folder, names, files)
         _refuse_lfs_pointers(folder, files)
+        check_origin(config, _formats(folder, files))
         if files[0].endswith(".safetensors"):
             tensors = _read_headers(folder, files)
             if index is not None:
@@ -292,6 +294,18 @@ def _read_headers(folder: Path, files: Sequence[str]) -> dict[str, TensorFile]:
     if not tensors:
         raise ConvertError(f"{folder}: no tensor in {', '.join(files)}; download it again")
     return tensors
+
+
+def _formats(folder: Path, files: Sequence[str]) -> set[str]:
+    """What safetensors files say of their format; damaged ones are named later."""
+    formats = set()
+    for file in files:
+        with (folder / file).open("rb") as stream, suppress(ValueError, AttributeError):
+            n_header = int.from_bytes(stream.read(8), "little")
+            if file.endswith(".safetensors") and n_header < 100_000_000:
+                head = json.loads(stream.read(n_header)).get("__metadata__") or {}
+                formats.add(str(head.get("format", "")))
+    return formats
 
 
 def _safetensors() -> tuple[Callable[..., Any], type[Exception]]:

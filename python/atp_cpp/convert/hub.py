@@ -246,6 +246,12 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE).expanduser()
 
 
+def has_partial(repo: str) -> bool:
+    """Whether some of a repository's files are here, or some of one."""
+    folder = cache_folder() / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    return folder.is_dir() and any(path.stat().st_size for path in folder.iterdir())
+
+
 def is_unreachable(error: BaseException) -> bool:
     """Whether the hub could not be reached, or failed on its side.
 
