@@ -50,7 +50,9 @@ def fake_engine(monkeypatch):
 
     def put(spec=None, of=FakeEngine, fingerprint=str, **steer):
         engine = of.fresh(**steer)
-        parts = Parts(engine, image_spec_of=lambda mmproj: spec, fingerprint=fingerprint)
+        parts = Parts(
+            engine, lambda mmproj: spec, fingerprint, note_pair=lambda model, mmproj: None
+        )
         monkeypatch.setattr(atp_cpp.Captioner, "parts", parts)
         return engine
 

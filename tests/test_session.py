@@ -22,7 +22,11 @@ FILES = ModelFiles(Path("folder/model.gguf"), Path("mmproj.gguf"))
 def session_of(engine, plan=(), options=None, **parts):
     """A session without a model, and the engine it made."""
     kind = engine.fresh()
-    parts = {"image_spec_of": lambda mmproj: None, "fingerprint": str} | parts
+    parts = {
+        "image_spec_of": lambda mmproj: None,
+        "fingerprint": str,
+        "note_pair": lambda *_: None,
+    } | parts
     return Session(FILES, plan, options, parts=Parts(kind, **parts)), kind.made
 
 

@@ -34,7 +34,7 @@ from atp_cpp.errors import AtpError, ModelError, PlanError
 from atp_cpp.image_spec import ImageSpec
 from atp_cpp.images import Pixels
 from atp_cpp.load_options import LoadOptions
-from atp_cpp.model_files import ModelFiles, image_spec_of
+from atp_cpp.model_files import ModelFiles, image_spec_of, note_pair
 from atp_cpp.preprocess import prepare
 from atp_cpp.prompts import ChatPrompt, Turn
 from atp_cpp.views import as_tiles, views_of
@@ -54,11 +54,13 @@ class Parts:
         engine: makes the engine, as Engine does.
         image_spec_of: path of a projector -> how its images are prepared, or None.
         fingerprint: path of a model file -> a text that changes with what the file holds.
+        note_pair: warns of a model and a projector that do not belong together.
     """
 
     engine: Callable[..., Engine] = Engine
     image_spec_of: Callable[[Path], ImageSpec | None] = image_spec_of
     fingerprint: Callable[[str | os.PathLike[str]], str] = file_fingerprint
+    note_pair: Callable[[Path, Path], None] = note_pair
 
 
 def first_plan(policy: PolicyLike, budget: Budget | None, atp: Path | None) -> tuple[CutSpec, ...]:
@@ -124,6 +126,7 @@ class Session:
                     f"{files.model}"
                 )
             self._image_spec = parts.image_spec_of(files.mmproj)
+            parts.note_pair(files.model, files.mmproj)
             self._plan = self.settle_plan(plan)
             self._prompt = ChatPrompt.for_model(self._info)
         except BaseException:

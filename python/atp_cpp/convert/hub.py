@@ -34,6 +34,7 @@ from huggingface_hub.utils.tqdm import tqdm
 
 from atp_cpp import hub_client as client
 from atp_cpp.checkpoint_names import SMALL
+from atp_cpp.convert.other_weights import is_adapter, refuse_additions
 from atp_cpp.errors import ConvertError
 from atp_cpp.locks import take_lock
 from atp_cpp.readable import readable_size
@@ -85,7 +86,7 @@ def read_listing(repo: str, revision: str | None) -> Repository:
     """Asks the hub what is in a repository, and chooses.
 
     Raises:
-        ConvertError: it holds no checkpoint.
+        ConvertError: it holds no checkpoint, or trained parts beside one.
         Exception: what huggingface_hub and its HTTP client raise.
     """
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S)
@@ -95,7 +96,7 @@ def read_listing(repo: str, revision: str | None) -> Repository:
     ]
     names = [file.name for file in files]
     if "config.json" not in names:
-        if "adapter_config.json" in names:
+        if any(is_adapter(name) for name in names):
             hint = "it is an adapter (PEFT); merge it into its base model and convert that"
         elif any(name.endswith(".gguf") for name in names):
             hint = "it holds GGUF files, which need no conversion"
@@ -103,6 +104,7 @@ def read_listing(repo: str, revision: str | None) -> Repository:
             hint = "expected a transformers checkpoint with config.json and *.safetensors"
         raise ConvertError(f"{repo} has no config.json; {hint}")
     here = [file for file in files if "/" not in file.name]
+    refuse_additions(repo, [file.name for file in here], original=True)
     small = [f for f in here if any(fnmatch(f.name, pattern) for pattern in SMALL)]
     small += [f for f in files if fnmatch(f.name, "additional_chat_templates/*.jinja")]
     chosen = (tuple(f for f in here if fnmatch(f.name, pattern)) for pattern in WEIGHTS)
@@ -219,6 +221,12 @@ def cached_folder(repo: str, revision: str | None) -> Path:
             repo, revision=revision, local_files_only=True, allow_patterns=["config.json"]
         )
     )
+
+
+def has_partial(repo: str) -> bool:
+    """Whether some of a repository's files are here, or some of one."""
+    folder = client.cache_folder() / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    return folder.is_dir() and any(path.stat().st_size for path in folder.iterdir())
 
 
 _BAR: Any = tqdm

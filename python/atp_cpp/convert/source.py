@@ -25,6 +25,9 @@ __all__ = ["fetch"]
 # the hub's own rule leaves out more, and says what; this tells an id from a path
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
 
+# of a hub, whatever its host: the client asks the one that it is set to (HF_ENDPOINT)
+_ADDRESS = re.compile(r"https?://[^/]+(?P<path>.*)", re.IGNORECASE)
+
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +41,7 @@ def fetch(
     """The folder of a checkpoint, downloaded if it has to be, and the name for its output files.
 
     Args:
-        source: a folder, or a repository of the hub, "org/name".
+        source: a folder, or a repository of the hub, "org/name" or its address there.
         revision: of the repository: a branch, tag or commit; its main branch without.
         dry_run: download no weights. The folder, if it is not in the cache already, is then a
             temporary one whose weight files have their headers and, in the place of the data,
@@ -51,6 +54,7 @@ def fetch(
         ConvertError: it is neither, the repository or the revision is not there or not ours to
             read, the hub cannot be reached, there is no space, or huggingface-hub is missing.
     """
+    source, revision = _from_address(source, revision)
     local = Path(os.path.expanduser(source))
     if source and os.path.lexists(local):
         if revision is not None:
@@ -67,6 +71,30 @@ def fetch(
     name = source.split("/")[1]
     look = None if before_download is None else partial(_called, before_download, name)
     return _from_hub(source, revision, dry_run, look), name
+
+
+def _from_address(source: str, revision: str | None) -> tuple[str, str | None]:
+    """An address copied from a browser, as org/name and revision; anything else as it is.
+
+    Raises:
+        ConvertError: it is an address, but not of a repository of models, or names two revisions.
+    """
+    found = _ADDRESS.match(source)
+    if found is None:
+        return source, revision
+    parts = [part for part in re.split(r"[?#]", found["path"])[0].split("/") if part]
+    if (
+        len(parts) < 2
+        or parts[0] in ("datasets", "spaces")
+        or not _HUB_ID.fullmatch("/".join(parts[:2]))
+    ):
+        raise ConvertError(f"{source}: expected the address of a model's repository, or org/name")
+    named = parts[3] if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve") else None
+    if named and revision and named != revision:
+        raise ConvertError(
+            f"{source} names the revision {named}, --revision says {revision}; leave one out"
+        )
+    return "/".join(parts[:2]), revision or named
 
 
 def _called(look: Callable[[Path, str], object], name: str, folder: Path) -> None:
@@ -96,7 +124,8 @@ def _from_hub(
     except ImportError as error:
         raise ConvertError(
             f"{repo}: no folder {Path(repo).absolute()}, and downloading from the hub needs the "
-            'huggingface-hub package, which is not installed; pip install "atp_cpp[hub]"'
+            'huggingface-hub package, which is not installed; pip install "atp_cpp[convert]", '
+            "which brings it and all else that converting needs"
         ) from error
     from atp_cpp import hub_client as client
     from atp_cpp.convert import hub
@@ -217,6 +246,7 @@ def _refused(repo: str, error: Any) -> str:
 def _broken(repo: str, error: Exception) -> str | None:
     """What to say of an error of the disk or of the connection; None for any other."""
     from atp_cpp import hub_client as client
+    from atp_cpp.convert import hub
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
@@ -229,7 +259,12 @@ def _broken(repo: str, error: Exception) -> str | None:
             "cache with HF_HUB_CACHE"
         )
     if client.is_unreachable(error) or isinstance(error, OSError):
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or "no answer"
+        if not hub.has_partial(repo):
+            return (
+                f"{repo}: the connection to {client.endpoint()} failed ({reason}); check it and "
+                "run again, or name a local folder"
+            )
         return (
             f"{repo}: the download from {client.endpoint()} broke off ({reason}); check the "
             "connection and run again: it resumes"
