@@ -68,7 +68,7 @@ void Batch::reserve(const std::vector<int32_t> & n_cells, int32_t n_parallel) {
 
 Started Batch::start(const Sequence & seq, GenerationParams params, Interrupt & interrupt) {
     settle_room();
-    const int32_t n_predict = params.n_predict;
+    const int32_t n_predict = params.n_predict = decoder_.within_context(seq, params.n_predict);
     Caption caption{Generation(model_, std::move(params)), {}, seq.n_pos};
     Started out;
     const auto slot = std::find(slots_.begin(), slots_.end(), nullptr);
@@ -83,25 +83,25 @@ Started Batch::start(const Sequence & seq, GenerationParams params, Interrupt & 
     if (!prefill.has_room) {
         return out;
     }
-    caption.report = make_report(seq, plan_, prefill.cuts, model_.n_layer());
-    caption.report.t_prefill = prefill_time.ms();
-    const std::vector<size_t> cell_bytes = decoder_.cell_bytes();
-    for (size_t s = 0; s < cell_bytes.size(); ++s) {
-        caption.report.kv_bytes += prefill.n_cells[s] * cell_bytes[s];
-    }
-    bool goes_on = false;
     try {
-        goes_on = caption.generation.advance(prefill.logits.data());
+        caption.report = make_report(seq, plan_, prefill.cuts, model_.n_layer());
+        caption.report.t_prefill = prefill_time.ms();
+        const std::vector<size_t> cell_bytes = decoder_.cell_bytes();
+        for (size_t s = 0; s < cell_bytes.size(); ++s) {
+            caption.report.kv_bytes += prefill.n_cells[s] * cell_bytes[s];
+        }
+        if (caption.generation.advance(prefill.logits.data())) {
+            *slot = std::make_unique<Caption>(std::move(caption));
+            out.slot = seq_id;
+        } else {
+            out.result = finish(caption);
+        }
     } catch (...) {
         decoder_.remove(seq_id);
         throw;
     }
-    if (goes_on) {
-        *slot = std::make_unique<Caption>(std::move(caption));
-        out.slot = seq_id;
-    } else {
+    if (out.result) {
         decoder_.remove(seq_id);
-        out.result = finish(caption);
     }
     return out;
 }
@@ -117,14 +117,20 @@ std::vector<std::pair<int32_t, Result>> Batch::step(Interrupt & interrupt) {
     if (rows.empty()) {
         return ended;
     }
-    const Stopwatch time;
-    std::vector<float> logits;
     try {
-        logits = decoder_.decode(rows, interrupt);
+        advance(rows, interrupt, ended);
     } catch (...) {
         reset();
         throw;
     }
+    return ended;
+}
+
+// one step of those in `rows`; what ended is dropped and given
+void Batch::advance(const std::vector<DecodeRow> & rows, Interrupt & interrupt,
+                    std::vector<std::pair<int32_t, Result>> & ended) {
+    const Stopwatch time;
+    const std::vector<float> logits = decoder_.decode(rows, interrupt);
     const size_t n_vocab = logits.size() / rows.size();
     std::vector<std::string> errors(rows.size());
     std::vector<char> goes_on(rows.size(), 0);
@@ -149,7 +155,6 @@ std::vector<std::pair<int32_t, Result>> Batch::step(Interrupt & interrupt) {
             ended.emplace_back(slot, std::move(result));
         }
     }
-    return ended;
 }
 
 Result Batch::finish(Caption & caption) {
@@ -174,7 +179,7 @@ void Batch::reset() {
 
 std::vector<int32_t> Batch::expect(const Sequence & seq, int32_t n_predict) {
     settle();
-    return decoder_.expect(seq, n_predict).n_live;
+    return decoder_.expect(seq, decoder_.within_context(seq, n_predict)).n_live;
 }
 
 std::vector<size_t> Batch::cell_bytes() {

@@ -63,6 +63,8 @@ class Batch {
     struct Caption;
     void settle();
     void settle_room();
+    void advance(const std::vector<DecodeRow> & rows, Interrupt & interrupt,
+                 std::vector<std::pair<int32_t, Result>> & ended);
     Result finish(Caption & caption);
 
     const Model & model_;

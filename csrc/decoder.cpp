@@ -286,6 +286,7 @@ std::vector<float> Decoder::decode(const std::vector<DecodeRow> & rows, Interrup
         return logits;
     } catch (...) {
         // some stages may hold the token and some not: such a sequence cannot go on
+        dirty_ = true;
         for (const DecodeRow & row : rows) {
             remove(row.seq_id);
         }

@@ -58,6 +58,9 @@ class Decoder {
     const Room & room() const { return room_; }
     bool can_batch() const;  // several sequences at once
 
+    // n_predict, or the positions that the prompt leaves of the context, if those are fewer and any
+    int32_t within_context(const Sequence & seq, int32_t n_predict) const;
+
     // cells each stage will need for a prompt, those of a shared text included; says whether that is exact
     ExpectedRows expect(const Sequence & seq, int32_t n_predict) const;
     std::vector<size_t> cell_bytes() const;  // of one cell in each stage

@@ -61,6 +61,11 @@ void Decoder::close_room() {
     }
 }
 
+int32_t Decoder::within_context(const Sequence & seq, int32_t n_predict) const {
+    const int32_t n_left = model_.params().n_ctx - seq.n_pos;
+    return n_left > 0 ? std::min(n_predict, n_left) : n_predict;
+}
+
 ExpectedRows Decoder::expect(const Sequence & seq, int32_t n_predict) const {
     ExpectedRows rows = expected_rows(plan_, seq, model_.n_layer());
     for (int32_t & n : rows.n_live) {

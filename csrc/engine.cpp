@@ -27,6 +27,19 @@ std::string end_token(const Model & model, const std::string & which, int32_t to
     return named || llama_vocab_type(model.vocab()) != LLAMA_VOCAB_TYPE_BPE ? token_text(model, token) : "";
 }
 
+// whatever ends a caption, its cells are free again
+class Removed {
+  public:
+    Removed(Decoder & decoder, int32_t seq_id) : decoder_(decoder), seq_id_(seq_id) {}
+    ~Removed() { decoder_.remove(seq_id_); }
+    Removed(const Removed &) = delete;
+    Removed & operator=(const Removed &) = delete;
+
+  private:
+    Decoder & decoder_;
+    int32_t seq_id_;
+};
+
 std::vector<std::string> lines(const std::string & text) {
     std::vector<std::string> result;
     std::istringstream stream(text);
@@ -156,9 +169,12 @@ Result Engine::generate(const Request & request, Interrupt & interrupt) {
     Generation generation(model_, request.generation);
     const Sequence seq = encode(request.prompt, request.images, {}, interrupt);
     interrupt.check();
+    const int32_t n_predict = decoder_.within_context(seq, request.generation.n_predict);
+    generation.limit(n_predict);
 
+    const Removed at_the_end(decoder_, 0);
     const Stopwatch prefill_time;
-    PrefillResult prefill = decoder_.prefill(seq, {0, request.generation.n_predict, false}, interrupt);
+    PrefillResult prefill = decoder_.prefill(seq, {0, n_predict, false}, interrupt);
     Report report = make_report(seq, request.plan, prefill.cuts, model_.n_layer());
     report.t_prefill = prefill_time.ms();
     report.kv_bytes = decoder_.kv_bytes();
@@ -169,7 +185,6 @@ Result Engine::generate(const Request & request, Interrupt & interrupt) {
         logits = decoder_.decode({{0, generation.token(), pos}}, interrupt);
     }
     report.t_decode = decode_time.ms();
-    decoder_.remove(0);
     return make_result(generation, std::move(report));
 }
 

@@ -28,6 +28,9 @@ class Generation {
   public:
     Generation(const Model & model, GenerationParams params);
 
+    // from now on it ends after so many tokens
+    void limit(int32_t n_predict) { params_.n_predict = n_predict; }
+
     // takes the next token; true when the caption goes on, and token() is to be decoded next
     bool advance(const float * logits);
 

@@ -36,16 +36,37 @@ bool is_better(const llama_token_data & a, const llama_token_data & b) {
 Sampler::Sampler(const Model & model, const SamplingParams & params)
     : model_(model), grammar_(params.grammar.empty() ? nullptr : new Grammar(model, params.grammar)),
       chain_(nullptr, llama_sampler_free), n_wanted_(1) {
-    if (params.temp <= 0.0f) {
+    if (params.temp > 0.0f) {
+        n_wanted_ = params.top_k > 0 ? params.top_k : model.n_vocab();
+    }
+    add_penalties(params);
+    if (params.temp > 0.0f) {
+        add(llama_sampler_init_top_k(params.top_k));
+        add(llama_sampler_init_top_p(params.top_p, 1));
+        add(llama_sampler_init_min_p(params.min_p, 1));
+        add(llama_sampler_init_temp(params.temp));
+        add(llama_sampler_init_dist(params.seed));
+    } else if (chain_) {
+        add(llama_sampler_init_greedy());
+    }
+}
+
+void Sampler::add(llama_sampler * sampler) {
+    if (!chain_) {
+        chain_.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
+    }
+    llama_sampler_chain_add(chain_.get(), sampler);
+}
+
+void Sampler::add_penalties(const SamplingParams & params) {
+    const bool any =
+        params.repeat_penalty != 1.0f || params.frequency_penalty != 0.0f || params.presence_penalty != 0.0f;
+    if (!any || params.repeat_last_n <= 0) {
         return;
     }
-    n_wanted_ = params.top_k > 0 ? params.top_k : model.n_vocab();
-    chain_.reset(llama_sampler_chain_init(llama_sampler_chain_default_params()));
-    llama_sampler_chain_add(chain_.get(), llama_sampler_init_top_k(params.top_k));
-    llama_sampler_chain_add(chain_.get(), llama_sampler_init_top_p(params.top_p, 1));
-    llama_sampler_chain_add(chain_.get(), llama_sampler_init_min_p(params.min_p, 1));
-    llama_sampler_chain_add(chain_.get(), llama_sampler_init_temp(params.temp));
-    llama_sampler_chain_add(chain_.get(), llama_sampler_init_dist(params.seed));
+    n_wanted_ = model_.n_vocab();  // the likeliest may not be so any more
+    add(llama_sampler_init_penalties(model_.n_vocab(), params.repeat_last_n, params.repeat_penalty,
+                                     params.frequency_penalty, params.presence_penalty));
 }
 
 int32_t Sampler::sample(const float * logits) {
@@ -60,6 +81,9 @@ int32_t Sampler::sample(const float * logits) {
     if (grammar_ && !ends(token)) {
         grammar_->accept(token);
     }
+    if (chain_) {
+        llama_sampler_accept(chain_.get(), token);  // not one that the grammar refused
+    }
     return token;
 }
 
@@ -73,9 +97,7 @@ void Sampler::fill_candidates(const float * logits) {
 int32_t Sampler::draw(std::vector<llama_token_data> & candidates) {
     llama_token_data_array array = {candidates.data(), candidates.size(), -1, false};
     llama_sampler_apply(chain_.get(), &array);
-    const llama_token token = array.data[array.selected].id;
-    llama_sampler_accept(chain_.get(), token);
-    return token;
+    return array.data[array.selected].id;
 }
 
 // asks the grammar about the best candidates first, and about the next ones only while too few of them fit

@@ -25,6 +25,11 @@ struct SamplingParams {
     float min_p = 0.05f;
     uint32_t seed = 0;
     std::string grammar;  // GBNF; "" for none
+    // of tokens that the last repeat_last_n drawn hold; 1, 0 and 0: none
+    float repeat_penalty = 1.0f;
+    float frequency_penalty = 0.0f;
+    float presence_penalty = 0.0f;
+    int32_t repeat_last_n = 64;
 };
 
 class Sampler {
@@ -37,13 +42,15 @@ class Sampler {
     std::string piece(int32_t token) const;  // may be part of a UTF-8 character
 
   private:
+    void add_penalties(const SamplingParams & params);
+    void add(llama_sampler * sampler);
     void fill_candidates(const float * logits);
     int32_t draw(std::vector<llama_token_data> & candidates);
     int32_t draw_fitting(const float * logits);
 
     const Model & model_;
     std::unique_ptr<Grammar> grammar_;                                 // null: any text
-    std::unique_ptr<llama_sampler, void (*)(llama_sampler *)> chain_;  // null: greedy
+    std::unique_ptr<llama_sampler, void (*)(llama_sampler *)> chain_;  // null: the likeliest
     size_t n_wanted_;                                                  // best candidates the draw looks at
     std::vector<llama_token_data> candidates_, fitting_;               // kept between tokens
 };

@@ -61,3 +61,22 @@ def facts(result: core.Result) -> tuple[Any, ...]:
     text = (result.text, result.tokens, result.finish_reason, result.error)
     kept = (report.n_kept, report.kept, report.grids, report.tokens_mean)
     return text, kept, (report.n_image_tokens, report.n_prompt, report.n_decoded)
+
+
+def alone(
+    engine: core.Engine,
+    images: Sequence[Any],
+    n_predict: Sequence[int],
+    plan: Sequence[core.Cut] = (),
+    **options: Any,
+) -> list[tuple[Any, ...]]:
+    """What generate makes of each."""
+    return [
+        facts(engine.generate(prompt_of(engine), [image], plan=plan, n_predict=n, **options))
+        for image, n in zip(images, n_predict, strict=True)
+    ]
+
+
+def encoded(engine: core.Engine, images: Sequence[Any]) -> list[core.Sequence]:
+    """One image each."""
+    return [engine.encode(prompt_of(engine), [image]) for image in images]

@@ -111,7 +111,8 @@ class FakeCaches:
 
     def start(self, sequence, *, n_predict=128, **draw):
         unknown = draw.keys() - {"temp", "top_k", "top_p", "min_p", "seed", "stop", "grammar",
-                                 "stop_on_repetition"}  # fmt: skip
+                                 "stop_on_repetition", "repeat_penalty", "frequency_penalty",
+                                 "presence_penalty", "repeat_last_n"}  # fmt: skip
         assert not unknown, unknown
         self._check(sequence)
         if self.reserved is None:

@@ -188,8 +188,11 @@ def test_bad_messages_are_refused_at_once(fake_engine, scene, stream):
         ({"role": "user", "content": "x"}, "expected a list"),
         ([], "at least one message"),
         (["Hello"], "messages[0]: expected {"),
-        ([{"content": "x"}], "expected role system, user, assistant, got None"),
-        ([{"role": "tool", "content": "x"}], "expected role system, user, assistant, got 'tool'"),
+        ([{"content": "x"}], "expected role system, user, assistant, developer, got None"),
+        (
+            [{"role": "tool", "content": "x"}],
+            "expected role system, user, assistant, developer, got 'tool'",
+        ),
         ([{"role": "user"}], "messages[0]: expected content as a text or a list of parts, got No"),
         ([{"role": "user", "content": []}], "got an empty list"),
         ([{"role": "user", "content": [{"type": "audio"}]}], "messages[0].content[0]: expected"),
@@ -313,3 +316,85 @@ def test_real_answers_are_any_object(demo_captioner):
     if out["choices"][0]["finish_reason"] == "stop":
         assert isinstance(json.loads(content), dict)
     assert content.startswith("{")
+
+
+def test_openais_newer_words(fake_engine, scene):
+    cap, engine = make(fake_engine())
+    parts = [
+        {"type": "input_image", "image_url": str(scene)},
+        {"type": "input_text", "text": "What is this?"},
+    ]
+    talk = [
+        {"role": "developer", "content": "Be short."},
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": None},
+        {"role": "user", "content": "And now?"},
+    ]
+    plain = [
+        {"role": "system", "content": "Be short."},
+        {"role": "user", "content": [image(scene), text("What is this?")]},
+        {"role": "assistant", "content": ""},
+        {"role": "user", "content": "And now?"},
+    ]
+    cap.create_chat_completion(
+        talk, max_completion_tokens=7, model="gpt-4o", n=1, logprobs=False, tools=[],
+        presence_penalty=0.5, frequency_penalty=-0.25, repeat_penalty=1.1,
+    )  # fmt: skip
+    cap.create_chat_completion(plain, max_tokens=7)
+    new, old = engine.calls
+    assert new["prompt"] == old["prompt"]
+    assert new["n_predict"] == old["n_predict"] == 7
+    names = ("presence_penalty", "frequency_penalty", "repeat_penalty")
+    assert [new[name] for name in names] == [0.5, -0.25, 1.1]
+    assert [old[name] for name in names] == [0.0, 0.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"n": 2}, "n=2: one answer is made at a time"),
+        ({"n": 0}, "n=0"),
+        ({"logprobs": True}, "leave logprobs out"),
+        ({"tools": [{"type": "function"}]}, "leave tools out"),
+        ({"max_tokens": 5, "max_completion_tokens": 6}, "give one of them"),
+        ({"stream_options": {"include_usage": True}}, "together with stream=True"),
+        ({"repeat_penalty": 0}, "repeat_penalty must be above 0"),
+        ({"model": 5}, "expected a name"),
+    ],
+)
+def test_what_one_model_cannot_give(fake_engine, scene, options, says):
+    cap, engine = make(fake_engine())
+    assert says in refused(cap, ask(scene), **options)
+    assert engine.calls == []
+
+
+def test_usage_at_the_end_of_a_stream(fake_engine, scene):
+    cap, _ = make(fake_engine())
+    whole = cap.create_chat_completion(ask(scene))
+    chunks = list(
+        cap.create_chat_completion(ask(scene), stream=True, stream_options={"include_usage": True})
+    )
+    assert chunks[-1]["choices"] == []
+    assert chunks[-1]["usage"] == whole["usage"]
+    assert chunks[-2]["choices"][0]["finish_reason"] == "stop"
+    assert all("usage" not in chunk for chunk in chunks[:-1])
+
+
+def test_base64_without_its_head(fake_engine, scene):
+    cap, engine = make(fake_engine())
+    bare = base64.b64encode(scene.read_bytes()).decode()
+    cap.create_chat_completion(ask(bare))
+    np.testing.assert_array_equal(engine.calls[0]["images"][0], load_image(scene))
+    damaged = refused(cap, ask(bare[:-7]), ImageError)
+    assert len(damaged) < 200
+    assert bare[:100] not in damaged
+    noise = base64.b64encode(np.random.default_rng(1).bytes(50_000)).decode()
+    assert len(refused(cap, ask(noise), ImageError)) < 300
+    assert len(refused(cap, ask("no such picture, " * 5000), ImageError)) < 300
+
+
+def test_tools_that_were_called(fake_engine, scene):
+    cap, _ = make(fake_engine())
+    called = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
+    assert "leave tool_calls out" in refused(cap, [*ask(scene), called])
+    assert "developer" in refused(cap, [{"role": ["user"], "content": "a"}])

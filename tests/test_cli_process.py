@@ -1,5 +1,6 @@
 """The program as a process on a small random model: pipes, disks, terminals and signals."""
 
+import hashlib
 import json
 import os
 import signal
@@ -116,3 +117,12 @@ def test_help_on_an_ascii_terminal(monkeypatch):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (0, "")
     assert "--policy" in out
+
+
+def test_real_json_of_one_image_has_its_hash(scene, real_files):
+    process = start("caption", scene, *real_files, "--json", "-n", 4, "--presence-penalty", "0.5")
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (0, "")
+    row = json.loads(out)
+    assert row["sha256"] == hashlib.sha256(scene.read_bytes()).hexdigest()
+    assert len(row["config_hash"]) == 16

@@ -198,3 +198,48 @@ def test_a_closed_engine_says_so(make_engine):
         engine.generate("a", [])
     with pytest.raises(core.ModelError, match="this engine is closed"):
         _ = engine.info
+
+
+def test_more_tokens_than_the_context_has_are_cut_to_what_is_left(make_engine, pictures):
+    engine = make_engine("llama", n_ctx=100)
+    sequence = engine.encode(prompt(engine), pictures[:1])
+    n_left = 100 - sequence.n_pos
+    assert n_left > 3
+    result = engine.generate(prompt(engine), pictures[:1], n_predict=100_000)
+    assert (len(result.tokens), result.finish_reason) == (n_left, "length")
+    fits = engine.generate(prompt(engine), pictures[:1], n_predict=n_left)
+    assert (fits.tokens, fits.finish_reason) == (result.tokens, "length")
+    engine.set_plan([])
+    engine.reserve(engine.expect(sequence, 100_000), 1)
+    engine.start(sequence, n_predict=100_000)
+    ended = []
+    while not ended:
+        ended = engine.step()
+    assert (ended[0][1].tokens, ended[0][1].finish_reason) == (result.tokens, "length")
+    with pytest.raises(core.StageError, match="raise n_ctx"):
+        engine.generate("b" * 200, [], n_predict=1)
+    engine.close()
+
+
+def test_penalties(engine, pictures):
+    """Greedy with a large presence penalty draws no token twice; with 0 and 1 nothing changes."""
+
+    def tokens(**options):
+        return engine.generate(prompt(engine), pictures[:1], n_predict=40, **options).tokens
+
+    plain = tokens()
+    assert len(set(plain)) < 40, "the random model repeats itself"
+    assert tokens(repeat_penalty=1.0, presence_penalty=0.0, repeat_last_n=5) == plain
+    assert tokens(presence_penalty=1e4, repeat_last_n=0) == plain
+    for options in ({"presence_penalty": 1e4}, {"frequency_penalty": 1e4}):
+        assert len(set(tokens(**options))) == 40
+        assert len(set(tokens(temp=0.5, seed=1, **options))) == 40
+    lasting = tokens(presence_penalty=1e4, repeat_last_n=3)
+    assert all(lasting[i] not in lasting[max(0, i - 3) : i] for i in range(40))
+    assert tokens(repeat_penalty=3.0) != plain
+    # a token that the grammar refused was not drawn: it is not held against the answer
+    grammar = 'root ::= ("a" | "b")+'
+    said = engine.generate(
+        prompt(engine), [pictures[0]], n_predict=2, presence_penalty=1e4, grammar=grammar
+    ).text
+    assert sorted(said) == ["a", "b"]

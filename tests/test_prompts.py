@@ -5,7 +5,7 @@ import logging
 import pytest
 
 from atp_cpp.errors import AtpError, ModelError
-from atp_cpp.prompts import ChatPrompt
+from atp_cpp.prompts import ChatPrompt, Turn
 from chat_templates import (
     GEMMA3,
     LLAVA_HF,
@@ -166,3 +166,30 @@ def test_white_space_that_belongs_to_a_token_is_dropped():
     assert left.render("x \n<a> y", 1) == f"USER:{M}\nx<a> y ASSISTANT:"
     right = ChatPrompt(LLAVA_HF, **options, rstrip=["<image>", "<a>"])
     assert right.render("x <a>\n y", 2) == f"USER: {M}{M}x <a>y ASSISTANT:"
+
+
+ALWAYS = (
+    "{% for m in messages %}USER: <image>\n{% if m.content is string %}{{ m.content }}"
+    "{% else %}{% for p in m.content %}{% if p.type == 'text' %}{{ p.text }}{% endif %}"
+    "{% endfor %}{% endif %} ASSISTANT:{% endfor %}"
+)
+ALWAYS_STRING = "{% for m in messages %}[INST] <|image|>{{ m.content | trim }} [/INST]{% endfor %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "expected"),
+    [
+        (ALWAYS, "USER: <__media__>\nWhat? ASSISTANT:"),
+        (ALWAYS_STRING, "[INST] <__media__>What? [/INST]"),
+    ],
+)
+def test_a_template_that_writes_its_sign_always(template, expected):
+    prompt = ChatPrompt(template, bos="<s>", eos="</s>", add_bos=True, marker="<__media__>")
+    assert prompt.render("What?", 1) == expected
+    assert prompt.render_chat([Turn("user", (None, "What?"))]) == expected
+    with pytest.raises(ModelError, match="2 images; give one image and one user message"):
+        prompt.render("What?", 2)
+    with pytest.raises(ModelError, match="0 images"):
+        prompt.render_chat([Turn("user", ("What?",))])
+    with pytest.raises(AtpError, match="own sign for an image"):
+        prompt.render("What is <image>, what is <|image|>?", 1)

@@ -7,7 +7,7 @@ import pytest
 
 from atp_cpp import Captioner, CutSpec, SamplingConfig
 from atp_cpp.batch.many import start_run
-from atp_cpp.chat import ChatRequest, complete
+from atp_cpp.chat import ChatSession
 from atp_cpp.errors import AtpError, ModelError, PlanError
 from atp_cpp.load_options import LoadOptions
 from atp_cpp.model_files import ModelFiles
@@ -19,15 +19,12 @@ from fake_runs import picture, words
 FILES = ModelFiles(Path("folder/model.gguf"), Path("mmproj.gguf"))
 
 
-def session_of(engine, plan=(), options=None, **parts):
+def session_of(engine, plan=(), options=None, kind=Session, **parts):
     """A session without a model, and the engine it made."""
-    kind = engine.fresh()
-    parts = {
-        "image_spec_of": lambda mmproj: None,
-        "fingerprint": str,
-        "note_pair": lambda *_: None,
-    } | parts
-    return Session(FILES, plan, options, parts=Parts(kind, **parts)), kind.made
+    made = engine.fresh()
+    fakes = {"image_spec_of": lambda mmproj: None, "note_pair": lambda *files: None}
+    parts = Parts(made, **({"fingerprint": str} | fakes | parts))
+    return kind(FILES, plan, options, parts=parts), made.made
 
 
 def test_a_run_needs_a_session_only():
@@ -42,9 +39,9 @@ def test_a_run_needs_a_session_only():
 
 
 def test_a_chat_needs_a_session_only():
-    session, (engine,) = session_of(FakeEngine, (CutSpec(2, "grid", 0.5),))
-    asked = ChatRequest(messages=[{"role": "user", "content": "Hello?"}], max_tokens=2, seed=5)
-    out = complete(session, asked)
+    session, (engine,) = session_of(FakeEngine, (CutSpec(2, "grid", 0.5),), kind=ChatSession)
+    hello = [{"role": "user", "content": "Hello?"}]
+    out = session.create_chat_completion(hello, max_tokens=2, seed=5)
     assert out["choices"][0]["message"]["content"] == "A red"
     assert out["model"] == "model.gguf"
     (call,) = engine.calls

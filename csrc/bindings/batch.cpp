@@ -9,9 +9,12 @@ namespace {
 
 Started start(EngineHandle & engine, const Sequence & seq, int32_t n_predict, float temp, int32_t top_k, float top_p,
               float min_p, uint32_t seed, const std::vector<std::string> & stop, const std::string & grammar,
-              bool stop_on_repetition) {
-    GenerationParams params =
-        generation_params(n_predict, temp, top_k, top_p, min_p, seed, stop, grammar, stop_on_repetition);
+              bool stop_on_repetition, float repeat_penalty, float frequency_penalty, float presence_penalty,
+              int32_t repeat_last_n) {
+    GenerationParams params = generation_params(
+        n_predict,
+        {temp, top_k, top_p, min_p, seed, grammar, repeat_penalty, frequency_penalty, presence_penalty, repeat_last_n},
+        stop, stop_on_repetition);
     return without_gil([&](Interrupt & interrupt) {
         return engine.use([&](Engine & e) { return e.batch().start(seq, std::move(params), interrupt); });
     });
@@ -26,7 +29,7 @@ std::vector<std::pair<int32_t, Result>> step(EngineHandle & engine) {
 template <typename R, typename... Args>
 auto of_batch(R (Batch::*method)(Args...)) {
     return [method](EngineHandle & engine, Args... args) {
-        const py::gil_scoped_release release;
+        const WithoutGil inside;
         return engine.use([&](Engine & e) { return (e.batch().*method)(args...); });
     };
 }
@@ -36,7 +39,7 @@ void register_room(EngineClass & engine) {
         .def(
             "set_plan",
             [](EngineHandle & engine, const Plan & plan) {
-                const py::gil_scoped_release release;
+                const WithoutGil inside;
                 engine.use([&](Engine & e) { e.set_plan(plan); });
             },
             py::arg("plan"), "The cuts of the captions that start() begins; StageError while some are under way.")
@@ -44,7 +47,7 @@ void register_room(EngineClass & engine) {
         .def_property_readonly(
             "cell_step",
             [](EngineHandle & engine) {
-                const py::gil_scoped_release release;
+                const WithoutGil inside;
                 return engine.use([](Engine & e) { return e.cell_step(); });
             },
             "Caches come in multiples of this many cells.")
@@ -72,7 +75,8 @@ void register_batch(py::module_ & m, EngineClass & engine) {
         .def("start", &start, py::arg("sequence"), py::kw_only(), py::arg("n_predict") = 128, py::arg("temp") = 0.0f,
              py::arg("top_k") = 40, py::arg("top_p") = 0.95f, py::arg("min_p") = 0.05f, py::arg("seed") = 0,
              py::arg("stop") = std::vector<std::string>{}, py::arg("grammar") = "",
-             py::arg("stop_on_repetition") = false,
+             py::arg("stop_on_repetition") = false, py::arg("repeat_penalty") = 1.0f,
+             py::arg("frequency_penalty") = 0.0f, py::arg("presence_penalty") = 0.0f, py::arg("repeat_last_n") = 64,
              "Prefills one caption into the reserved caches. An exception costs this caption only.")
         .def("step", &step,
              "One token for every caption under way, in one graph. Returns (slot, result) of those that ended; their "
@@ -82,7 +86,7 @@ void register_batch(py::module_ & m, EngineClass & engine) {
         .def_property_readonly(
             "n_live",
             [](EngineHandle & engine) {
-                const py::gil_scoped_release release;
+                const WithoutGil inside;
                 return engine.use([](Engine & e) { return e.batch().n_live(); });
             },
             "Captions under way.");

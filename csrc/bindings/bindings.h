@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "anyres.h"
+#include "at_exit.h"
 #include "atp_policy.h"
 #include "errors.h"
 #include "generation.h"
@@ -55,7 +56,7 @@ class OneCall {
 };
 
 // runs `work` without the GIL; on the main thread, Ctrl-C becomes KeyboardInterrupt within one step of the engine
-// (signals reach no other thread, and asking there would only cost the lock)
+// (signals reach no other thread, and asking there would only cost the lock); other threads leave when the program ends
 template <typename Work>
 auto without_gil(Work work) {
     std::optional<py::error_already_set> raised;
@@ -69,13 +70,16 @@ auto without_gil(Work work) {
         }
         return false;
     })
-                                : std::function<bool()>());
+                                : std::function<bool()>(must_leave));
     try {
-        const py::gil_scoped_release release;
+        const WithoutGil inside;
         return work(interrupt);
     } catch (const Cancelled &) {
         if (raised) {
             throw std::move(*raised);
+        }
+        if (must_leave()) {
+            leave();
         }
         throw;
     }
@@ -86,8 +90,7 @@ PolicyInput live_tokens(const std::vector<int32_t> & live, const std::vector<std
                         bool causal);
 
 // of generate() and start(); throws AtpError for a grammar that cannot be followed
-GenerationParams generation_params(int32_t n_predict, float temp, int32_t top_k, float top_p, float min_p,
-                                   uint32_t seed, const std::vector<std::string> & stop, const std::string & grammar,
+GenerationParams generation_params(int32_t n_predict, SamplingParams sampling, std::vector<std::string> stop,
                                    bool stop_on_repetition);
 
 // None: no budget. A float is a fraction of the image tokens, an int their count; throws PlanError for others

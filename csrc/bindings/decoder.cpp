@@ -68,7 +68,7 @@ void register_decoder(py::module_ & m) {
              py::arg("n_seq_max") = 1);
 
     py::class_<TextDecoder>(m, "Decoder", "The staged decoder on rows you bring: for laws and benchmarks.")
-        .def(py::init<const ModelParams &>(), py::arg("params"), py::call_guard<py::gil_scoped_release>())
+        .def(py::init<const ModelParams &>(), py::arg("params"), py::call_guard<WithoutGil>())
         .def(
             "set_plan",
             [](TextDecoder & d, const Plan & plan) {

@@ -38,9 +38,14 @@ std::function<bool(const std::string &)> text_callback(const py::object & fn) {
     if (fn.is_none()) {
         return {};
     }
-    return [fn](const std::string & text) {
+    // held by a shared pointer whose deleter takes the GIL: the engine copies and drops it without
+    const std::shared_ptr<py::object> held(new py::object(fn), [](py::object * f) {
         const py::gil_scoped_acquire gil;
-        const py::object go_on = fn(decode(text));
+        delete f;
+    });
+    return [held](const std::string & text) {
+        const InCallback gil;
+        const py::object go_on = (*held)(decode(text));
         return go_on.is_none() || static_cast<bool>(py::bool_(go_on));
     };
 }
@@ -103,34 +108,22 @@ Sequence encode_prepared(EngineHandle & engine, const Prepared & prepared) {
 Result generate(EngineHandle & engine, const std::string & prompt, const std::vector<PromptImage> & images,
                 const Plan & plan, int32_t n_predict, float temp, int32_t top_k, float top_p, float min_p,
                 uint32_t seed, const std::vector<std::string> & stop, const std::string & grammar,
-                bool stop_on_repetition, const py::object & on_token) {
+                bool stop_on_repetition, float repeat_penalty, float frequency_penalty, float presence_penalty,
+                int32_t repeat_last_n, const py::object & on_token) {
     Request request;
     request.prompt = prompt;
     request.images = check_images(images);
     request.plan = plan;
-    request.generation =
-        generation_params(n_predict, temp, top_k, top_p, min_p, seed, stop, grammar, stop_on_repetition);
+    request.generation = generation_params(
+        n_predict,
+        {temp, top_k, top_p, min_p, seed, grammar, repeat_penalty, frequency_penalty, presence_penalty, repeat_last_n},
+        stop, stop_on_repetition);
     request.generation.on_text = text_callback(on_token);
     return without_gil(
         [&](Interrupt & interrupt) { return engine.use([&](Engine & e) { return e.generate(request, interrupt); }); });
 }
 
 void register_results(py::module_ & m) {
-    py::class_<Report>(m, "Report", "What one caption cost. Times in milliseconds, kv_bytes of the real buffers.")
-        .def_readonly("n_image_tokens", &Report::n_image_tokens)
-        .def_readonly("n_prompt", &Report::n_prompt)
-        .def_readonly("n_decoded", &Report::n_decoded)
-        .def_readonly("n_kept", &Report::n_kept)
-        .def_readonly("kept", &Report::kept)
-        .def_readonly("thresholds", &Report::thresholds)
-        .def_readonly("kept_spatial", &Report::kept_spatial)
-        .def_readonly("grids", &Report::grids)
-        .def_readonly("grid_images", &Report::grid_images)
-        .def_readonly("tokens_mean", &Report::tokens_mean)
-        .def_readonly("t_encode", &Report::t_encode)
-        .def_readonly("t_prefill", &Report::t_prefill)
-        .def_readonly("t_decode", &Report::t_decode)
-        .def_readonly("kv_bytes", &Report::kv_bytes);
     py::class_<Result>(m, "Result", "A caption: text, token ids, why it ended, and its report.")
         .def_property_readonly("text", [](const Result & r) { return decode(r.text); })
         .def_readonly("tokens", &Result::tokens)
@@ -175,9 +168,10 @@ py::str decode(const std::string & text) {
 }
 
 void register_engine(py::module_ & m) {
+    register_report(m);
     register_results(m);
     register_info(m);
-    m.def("check_loadable", &check_loadable, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+    m.def("check_loadable", &check_loadable, py::arg("path"), py::call_guard<WithoutGil>(),
           "ModelError with llama.cpp's reason unless it loads the file, a text model or a vision projector, up to the "
           "names and shapes of its tensors; their data is not read.");
     m.def("check_gguf", &check_gguf, py::arg("path"),
@@ -190,7 +184,7 @@ void register_engine(py::module_ & m) {
                          int32_t n_gpu_layers, int32_t n_ctx, int32_t n_ubatch, int32_t n_threads,
                          int32_t n_threads_encode, const std::string & flash_attn, const std::string & type_k,
                          const std::string & type_v, bool self_test) {
-                 const py::gil_scoped_release release;
+                 const WithoutGil inside;
                  return std::make_unique<EngineHandle>(
                      ModelParams{model, n_gpu_layers, n_ctx, n_ubatch, n_threads, 1, flash_attn, type_k, type_v},
                      VisionParams{mmproj, n_threads_encode}, atp, self_test);
@@ -199,14 +193,14 @@ void register_engine(py::module_ & m) {
              py::arg("n_ctx") = 4096, py::arg("n_ubatch") = 512, py::arg("n_threads") = 0,
              py::arg("n_threads_encode") = 0, py::arg("flash_attn") = "auto", py::arg("type_k") = "f16",
              py::arg("type_v") = "f16", py::arg("self_test") = true)
-        .def("close", &EngineHandle::close, py::call_guard<py::gil_scoped_release>(),
+        .def("close", &EngineHandle::close, py::call_guard<WithoutGil>(),
              "Free model, projector and caches; using the engine again is a ModelError.")
         .def_property_readonly("info", &EngineHandle::info)
         .def(
             "atp_plan",
             [](EngineHandle & engine, const py::object & budget) {
                 const std::optional<AtpBudget> wanted = to_budget(budget);
-                const py::gil_scoped_release release;
+                const WithoutGil inside;
                 return engine.use([&](Engine & e) { return e.atp_plan(wanted); });
             },
             py::arg("budget") = py::none(),
@@ -223,7 +217,9 @@ void register_engine(py::module_ & m) {
             "generate", &generate, py::arg("prompt"), py::arg("images"), py::kw_only(), py::arg("plan") = Plan{},
             py::arg("n_predict") = 128, py::arg("temp") = 0.0f, py::arg("top_k") = 40, py::arg("top_p") = 0.95f,
             py::arg("min_p") = 0.05f, py::arg("seed") = 0, py::arg("stop") = std::vector<std::string>{},
-            py::arg("grammar") = "", py::arg("stop_on_repetition") = false, py::arg("on_token") = py::none(),
+            py::arg("grammar") = "", py::arg("stop_on_repetition") = false, py::arg("repeat_penalty") = 1.0f,
+            py::arg("frequency_penalty") = 0.0f, py::arg("presence_penalty") = 0.0f, py::arg("repeat_last_n") = 64,
+            py::arg("on_token") = py::none(),
             "prompt holds one media marker per image; images are uint8 [h, w, 3], or Tiles. grammar (GBNF) is what the "
             "text must follow. on_token gets new text, and ends the caption by returning False; of a loop ended by "
             "stop_on_repetition it has had more rounds than the text keeps.");

@@ -95,6 +95,8 @@ using EngineClass = py::class_<EngineHandle>;
 // the captions under way together
 void register_batch(py::module_ & m, EngineClass & engine);
 
+void register_report(py::module_ & m);
+
 // the text a model sampled, which may be no UTF-8
 py::str decode(const std::string & text);
 

@@ -21,25 +21,23 @@ std::optional<Loop> find_repetition(const std::vector<int32_t> & tokens) {
 
 }  // namespace
 
-GenerationParams generation_params(int32_t n_predict, float temp, int32_t top_k, float top_p, float min_p,
-                                   uint32_t seed, const std::vector<std::string> & stop, const std::string & grammar,
+GenerationParams generation_params(int32_t n_predict, SamplingParams sampling, std::vector<std::string> stop,
                                    bool stop_on_repetition) {
-    if (!grammar.empty()) {
-        check_grammar(grammar);  // before anything is computed
+    if (!sampling.grammar.empty()) {
+        check_grammar(sampling.grammar);  // before anything is computed
     }
     GenerationParams params;
-    params.sampling = {temp, top_k, top_p, min_p, seed, grammar};
+    params.sampling = std::move(sampling);
     params.n_predict = n_predict;
-    params.stop = stop;
+    params.stop = std::move(stop);
     params.stop_on_repetition = stop_on_repetition;
     return params;
 }
 
 void register_grammar(py::module_ & m) {
-    m.def("check_grammar", &check_grammar, py::arg("gbnf"), py::call_guard<py::gil_scoped_release>(),
+    m.def("check_grammar", &check_grammar, py::arg("gbnf"), py::call_guard<WithoutGil>(),
           "AtpError with the reason unless llama.cpp can follow the grammar, in bounded time and memory.");
-    m.def("json_schema_to_grammar", &grammar_of_schema, py::arg("schema_json"),
-          py::call_guard<py::gil_scoped_release>(),
+    m.def("json_schema_to_grammar", &grammar_of_schema, py::arg("schema_json"), py::call_guard<WithoutGil>(),
           "The grammar of a JSON schema's values, by llama.cpp's converter; AtpError with its reason. It passes over "
           "keywords that it does not know: atp_cpp.json_schema refuses them first.");
     m.def("find_repetition", &find_repetition, py::arg("tokens"),

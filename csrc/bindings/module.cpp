@@ -1,3 +1,4 @@
+#include "at_exit.h"
 #include "bindings.h"
 #include "log_capture.h"
 
@@ -7,6 +8,7 @@ PYBIND11_MODULE(_core, m) {
     m.attr("__version__") = ATP_VERSION;
     m.def("set_verbose", &atp::log_capture::set_verbose, pybind11::arg("verbose"),
           "Pass the logs of llama.cpp, ggml and libmtmd on to stderr.");
+    atp_py::register_at_exit(m);
     atp_py::register_errors(m);
     atp_py::register_policy(m);
     atp_py::register_sequence(m);

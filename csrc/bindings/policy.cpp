@@ -51,7 +51,7 @@ Policy from_callable(const py::function & fn, ScoreKind needs) {
         delete f;
     });
     return {"callable", needs, [held](const PolicyInput & in) -> Choice {
-                const py::gil_scoped_acquire gil;
+                const InCallback gil;
                 const py::object kept = (*held)(to_dict(in));
                 try {
                     return kept.cast<KeepList>();

@@ -32,7 +32,7 @@ py::dict captured(const PlainDecoder & d) {
 
 void register_reference(py::module_ & m) {
     py::class_<PlainDecoder>(m, "Reference", "Plain llama_decode on the same build: the ruler of laws and benchmarks.")
-        .def(py::init<const ModelParams &>(), py::arg("params"), py::call_guard<py::gil_scoped_release>())
+        .def(py::init<const ModelParams &>(), py::arg("params"), py::call_guard<WithoutGil>())
         .def(
             "hide",
             [](PlainDecoder & d, int32_t after, std::vector<int32_t> rows) {
@@ -54,7 +54,7 @@ void register_reference(py::module_ & m) {
                 const OneCall call(d.busy);
                 std::vector<float> logits;
                 {
-                    const py::gil_scoped_release release;
+                    const WithoutGil inside;
                     logits = d.reference.prefill(seq, all_logits);
                 }
                 return matrix(logits, d.model.n_vocab());
@@ -66,7 +66,7 @@ void register_reference(py::module_ & m) {
                 const OneCall call(d.busy);
                 std::vector<float> logits;
                 {
-                    const py::gil_scoped_release release;
+                    const WithoutGil inside;
                     logits = d.reference.decode(token, pos);
                 }
                 return matrix(logits, d.model.n_vocab());

@@ -61,20 +61,20 @@ void register_sidecar(py::module_ & m) {
         .def_readonly("mode", &W::mode)
         .def_readonly("data", &W::data)
         .def_property_readonly("grid", [](const W & w) { return std::make_pair(w.grid_rows, w.grid_cols); });
-    m.def("load_sidecar", &load_sidecar, py::arg("path"), py::call_guard<py::gil_scoped_release>(),
+    m.def("load_sidecar", &load_sidecar, py::arg("path"), py::call_guard<WithoutGil>(),
           "Reads and checks a sidecar; ModelError names what is wrong with it.");
     m.def(
         "check_pair", [](const W & weights, const ModelParams & params) { check_pair(weights, Model(params)); },
-        py::arg("weights"), py::arg("params"), py::call_guard<py::gil_scoped_release>(),
+        py::arg("weights"), py::arg("params"), py::call_guard<WithoutGil>(),
         "ModelError unless the sidecar was trained for this model.");
     m.def(
         "why_no_pair",
         [](const W & weights, const ModelParams & params) { return why_no_pair(weights, Model(params)); },
-        py::arg("weights"), py::arg("params"), py::call_guard<py::gil_scoped_release>(),
+        py::arg("weights"), py::arg("params"), py::call_guard<WithoutGil>(),
         "What differs between this model and the sidecar's; \"\" if the sidecar was trained for it.");
     m.def(
         "model_fingerprint", [](const ModelParams & params) { return fingerprint(Model(params)).hex; },
-        py::arg("params"), py::call_guard<py::gil_scoped_release>(),
+        py::arg("params"), py::call_guard<WithoutGil>(),
         "64 hex digits that tell this model's weights from others; \"\" if a norm is missing or not F32.");
 }
 

@@ -1,38 +1,35 @@
 """The public face: one object that turns images into text.
 
 A captioner is a :class:`~atp_cpp.session.Session`, the loaded model, with the methods that people
-call; each checks its arguments and hands over to the module that does the work.
+call. Each checks its arguments and hands over to the module that does the work.
 """
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
-from atp_cpp import chat
 from atp_cpp.batch.embeddings import EmbeddingCache
 from atp_cpp.batch.item import Item
 from atp_cpp.batch.many import start_run
 from atp_cpp.batch.pipeline import CaptionRun, OnError
 from atp_cpp.caption import Caption
+from atp_cpp.chat import ChatSession
 from atp_cpp.config import Budget, PolicyLike, SamplingConfig
 from atp_cpp.errors import ImageError
 from atp_cpp.hub_files import hub_files
-from atp_cpp.images import ImageSource, load_image
+from atp_cpp.images import ImageSource, is_open_file, load_image
 from atp_cpp.load_options import LoadOptions
 from atp_cpp.model_files import ModelFiles
 from atp_cpp.prompts import DEFAULT_PROMPT
-from atp_cpp.session import Session, first_plan
-
-_DRAW = SamplingConfig()  # its defaults
+from atp_cpp.session import first_plan
 
 
-class Captioner(Session):
+class Captioner(ChatSession):
     """A loaded model and its vision projector, for as many captions as wanted.
 
     Use it as a context manager, or call :meth:`close`. Calls from several threads wait for each
@@ -107,8 +104,8 @@ class Captioner(Session):
         """Answers a prompt about one image, or about several at once.
 
         Args:
-            image: path, encoded bytes, Pillow image or uint8 [h, w, 3]; or a list of these, all
-                seen in one prompt.
+            image: path, encoded bytes, open file, Pillow image or uint8 [h, w, 3]; or a list of
+                these, all seen in one prompt.
             prompt: the question.
             policy: cuts for this call instead of the captioner's; "none" to prune nothing.
             sampling: how to draw; greedy, at most 128 tokens, if not given.
@@ -152,7 +149,8 @@ class Captioner(Session):
         Captioner until all rows were given or the run was closed.
 
         Args:
-            images: paths, bytes, Pillow images, arrays, or Items, which bring their own prompts.
+            images: paths, bytes, open files, Pillow images, arrays, or Items, which bring their
+                own prompts.
             prompt: the question, or several; then there is a row for each.
             batch_size: captions under way at once.
             ordered: rows in the order of the images; else as they end.
@@ -189,106 +187,6 @@ class Captioner(Session):
             overlap=self.overlaps if overlap is None else overlap,
             on_error=on_error,
         )
-
-    @overload
-    def create_chat_completion(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        max_tokens: int | None = ...,
-        temperature: float = ...,
-        top_p: float = ...,
-        top_k: int = ...,
-        min_p: float = ...,
-        seed: int | None = ...,
-        stop: str | Sequence[str] | None = ...,
-        response_format: Mapping[str, Any] | None = ...,
-        policy: PolicyLike = ...,
-        allow_http: bool = ...,
-        stream: Literal[False] = ...,
-    ) -> dict[str, Any]: ...
-
-    @overload
-    def create_chat_completion(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        max_tokens: int | None = ...,
-        temperature: float = ...,
-        top_p: float = ...,
-        top_k: int = ...,
-        min_p: float = ...,
-        seed: int | None = ...,
-        stop: str | Sequence[str] | None = ...,
-        response_format: Mapping[str, Any] | None = ...,
-        policy: PolicyLike = ...,
-        allow_http: bool = ...,
-        stream: Literal[True],
-    ) -> Generator[dict[str, Any], None, None]: ...
-
-    def create_chat_completion(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        max_tokens: int | None = None,
-        temperature: float = _DRAW.temp,
-        top_p: float = _DRAW.top_p,
-        top_k: int = _DRAW.top_k,
-        min_p: float = _DRAW.min_p,
-        seed: int | None = None,
-        stop: str | Sequence[str] | None = None,
-        response_format: Mapping[str, Any] | None = None,
-        policy: PolicyLike = None,
-        allow_http: bool = False,
-        stream: bool = False,
-    ) -> dict[str, Any] | Generator[dict[str, Any], None, None]:
-        """Answers a conversation, in the form of OpenAI's chat completions.
-
-        Args:
-            messages: each with a role ("system", "user" or "assistant") and content: a text, or a
-                list of ``{"type": "text", "text": …}`` and, in user messages, ``{"type":
-                "image_url", "image_url": {"url": …}}``. A url is ``data:image/…;base64,…``,
-                ``file://…``, a path, or http(s) if allowed.
-            max_tokens: at most this many tokens of answer; 128 if not given.
-            temperature: 0 is greedy.
-            top_p: see SamplingConfig.
-            top_k: see SamplingConfig.
-            min_p: see SamplingConfig.
-            seed: of the draw; 0 if not given.
-            stop: a text that ends the answer, or several.
-            response_format: ``{"type": "json_object"}``, with a ``"schema"`` if wanted, or OpenAI's
-                ``{"type": "json_schema", "json_schema": {"schema": …}}``: the answer is such JSON
-                (unless max_tokens cuts it off).
-            policy: cuts for this call; see Captioner.caption.
-            allow_http: whether http(s) urls are downloaded (needs httpx): at most 64 MiB.
-            stream: give the answer in pieces. The messages are checked and images opened at once;
-                the model starts when the first piece is asked for. Closing the generator ends the
-                answer.
-
-        Returns:
-            The completion as a dictionary; with ``stream`` a generator of its chunks.
-
-        Raises:
-            AtpError: a message or an argument that cannot be.
-            ImageError: an image that cannot be opened.
-            ModelError: the model's chat template refuses the conversation.
-            PlanError: cuts that this model cannot run.
-            StageError: for instance a context too small for the prompt.
-        """
-        request = chat.ChatRequest(
-            messages=messages,
-            max_tokens=max_tokens,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            min_p=min_p,
-            seed=seed,
-            stop=stop,
-            response_format=response_format,
-            policy=policy,
-            allow_http=allow_http,
-        )
-        return chat.stream(self, request) if stream else chat.complete(self, request)
 
     @classmethod
     def from_pretrained(
@@ -375,8 +273,14 @@ class Captioner(Session):
 
 
 def _as_list(image: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:
-    if isinstance(image, (str, os.PathLike, bytes, Image.Image, np.ndarray)):
-        return [image]
+    kinds = (str, os.PathLike, bytes, bytearray, memoryview, Image.Image, np.ndarray)
+    if isinstance(image, kinds) or is_open_file(image):
+        return [image]  # type: ignore[list-item]
+    if not isinstance(image, Iterable) or isinstance(image, Mapping):
+        raise ImageError(
+            "expected an image as a path, bytes, an open file, a Pillow image or uint8 [h, w, 3], "
+            f"or a list of these; got {type(image).__name__}"
+        )
     images = list(image)
     if not images:
         raise ImageError("expected at least one image, got an empty list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,9 @@ from atp_cpp.prompts import Turn
 __all__ = ["read_messages"]
 
 _ROLES = ("system", "user", "assistant")
+_SAME = {"developer": "system"}  # OpenAI's newer name
+_TEXTS = ("text", "input_text", "output_text")
+_IMAGES = ("image_url", "input_image")
 
 
 def read_messages(
@@ -51,8 +55,12 @@ def _read(where: str, message: Any) -> tuple[Turn, list[str]]:
             f'{where}: expected {{"role": …, "content": …}}, got {type(message).__name__}'
         )
     role, content = message.get("role"), message.get("content")
-    if role not in _ROLES:
-        raise AtpError(f"{where}: expected role {', '.join(_ROLES)}, got {role!r}")
+    if not isinstance(role, str) or (role := _SAME.get(role, role)) not in _ROLES:
+        raise AtpError(f"{where}: expected role {', '.join((*_ROLES, *_SAME))}, got {_brief(role)}")
+    if message.get("tool_calls"):
+        raise AtpError(f"{where}: tools cannot be called here; leave tool_calls out")
+    if content is None and role == "assistant" and "content" in message:
+        content = ""
     if isinstance(content, str):
         return Turn(role, (content,)), []
     if isinstance(content, (bytes, Mapping)) or not isinstance(content, Sequence) or not content:
@@ -75,17 +83,26 @@ def _read_part(where: str, part: Any) -> tuple[str | None, str | None]:
     if isinstance(part, str):
         return part, None
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text" and isinstance(part.get("text"), str):
+    if kind in _TEXTS and isinstance(part.get("text"), str):
         return part["text"], None
-    if kind == "image_url":
+    if kind in _IMAGES:
         named = part.get("image_url")
         url = named.get("url") if isinstance(named, Mapping) else named
+        if isinstance(url, os.PathLike):
+            url = os.fspath(url)
         if isinstance(url, str) and url:
             return None, url
+    if kind == "input_image" and part.get("file_id"):
+        raise AtpError(f"{where}: there are no uploaded files here; give image_url, not file_id")
     raise AtpError(
         f'{where}: expected {{"type": "text", "text": …}} or {{"type": "image_url", "image_url": '
         f'{{"url": …}}}}, got {_kind(part)}'
     )
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def _kind(value: Any) -> str:

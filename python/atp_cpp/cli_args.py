@@ -97,6 +97,11 @@ def _add_cache(parser: argparse._ActionsContainer) -> None:
         )
 
 
+def add_force(parser: argparse._ActionsContainer) -> None:
+    """--force."""
+    parser.add_argument("--force", action="store_true", help="replace an output file that is there")
+
+
 def add_verbose(parser: argparse.ArgumentParser) -> None:
     """--verbose."""
     parser.add_argument(
@@ -137,8 +142,27 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_draw(parser: argparse._ActionsContainer) -> None:
-    """-n, --temp and --seed."""
+    """-n, --temp, --seed and the penalties."""
     add_predict(parser, _SAMPLING.n_predict)
+    for name, what in (
+        ("repeat_penalty", "divides the logits of tokens that the answer holds, 1 for none"),
+        ("frequency_penalty", "is taken off them for each time, 0 for none"),
+        ("presence_penalty", "is taken off them once, 0 for none"),
+    ):
+        parser.add_argument(
+            "--" + name.replace("_", "-"),
+            type=float,
+            default=getattr(_SAMPLING, name),
+            metavar="X",
+            help=f"{what} (default: %(default)s)",
+        )
+    parser.add_argument(
+        "--repeat-last-n",
+        type=whole(0),
+        default=_SAMPLING.repeat_last_n,
+        metavar="N",
+        help="tokens of the answer that penalties look back at (default: %(default)s)",
+    )
     parser.add_argument(
         "--temp",
         type=float,
@@ -171,8 +195,16 @@ def add_predict(parser: argparse._ActionsContainer, default: int) -> None:
 
 
 def draw_from(args: argparse.Namespace) -> SamplingConfig:
-    """-n, --temp and --seed as a SamplingConfig; AtpError if they cannot be."""
-    return SamplingConfig(n_predict=args.predict, temp=args.temp, seed=args.seed)
+    """The arguments of add_draw as a SamplingConfig; AtpError if they cannot be."""
+    return SamplingConfig(
+        n_predict=args.predict,
+        temp=args.temp,
+        seed=args.seed,
+        repeat_penalty=args.repeat_penalty,
+        frequency_penalty=args.frequency_penalty,
+        presence_penalty=args.presence_penalty,
+        repeat_last_n=args.repeat_last_n,
+    )
 
 
 def policy_from(args: argparse.Namespace) -> PolicyLike:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from atp_cpp.batch.room import parse_size
 from atp_cpp.batch.shard import parse_shard
-from atp_cpp.cli_args import add_draw, draw_from, whole
+from atp_cpp.cli_args import add_draw, add_force, draw_from, whole
 from atp_cpp.config import SamplingConfig
 from atp_cpp.errors import AtpError
 from atp_cpp.prompts import DEFAULT_PROMPT
@@ -68,7 +68,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
 
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:
-    """--json, --out, --txt, --parquet, --existing, --resume, --retry-failed, --on-error."""
+    """Where rows and texts go, and what becomes of files that are there."""
     group = parser.add_argument_group("results")
     group.add_argument("--json", action="store_true", help="JSON rows on standard output")
     group.add_argument(
@@ -84,6 +84,7 @@ def add_outputs(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--parquet", metavar="F.parquet", help="the rows of --out as a table too, at the end"
     )
+    add_force(group)
     group.add_argument(
         "--resume",
         action=argparse.BooleanOptionalAction,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import glob
+import hashlib
 import os
 import sys
 import time
@@ -37,7 +38,8 @@ from atp_cpp.cli_run_args import (
 )
 from atp_cpp.config import PolicyLike, SamplingConfig
 from atp_cpp.errors import AtpError
-from atp_cpp.images import Pixels, load_image
+from atp_cpp.images import Pixels, load_image, open_file
+from atp_cpp.output_files import check_no_input, check_replaces, is_parquet
 from atp_cpp.rows import failed_row, good_row
 from atp_cpp.terminal import EXIT_INTERRUPTED, EXIT_OK, Output, is_terminal
 
@@ -76,6 +78,11 @@ def _check(args: argparse.Namespace) -> None:
             raise AtpError(f"--{name.replace('_', '-')} needs the rows of --out F.jsonl")
     if args.parquet:
         check_pyarrow()
+    inputs = [*args.images, args.filelist, args.jsonl, args.prompt_file, args.json_schema]
+    inputs += [args.grammar, args.model, args.mmproj, args.atp]
+    check_no_input("--out", args.out, inputs)
+    check_no_input("--parquet", args.parquet, [*inputs, args.out])
+    check_replaces("--parquet", args.parquet, force=args.force, is_ours=is_parquet)
 
 
 def _is_single(args: argparse.Namespace, prompts: tuple[str, ...]) -> bool:
@@ -97,11 +104,18 @@ def _run_single(
     prompt: str,
 ) -> int:
     started = time.perf_counter()
-    pixels = load_image(args.images[0])  # fails before a model is loaded
+    pixels, sha256 = _read_image(args.images[0])  # fails before a model is loaded
     t_load = 1000 * (time.perf_counter() - started)
     with open_captioner(args, output, plan) as captioner:
-        job = _Single(captioner, args.images[0], prompt, sampling, output, args.json)
+        job = _Single(captioner, args.images[0], prompt, sampling, output, args.json, sha256)
         return job.run(pixels, t_load)
+
+
+def _read_image(path: str) -> tuple[Pixels, str]:
+    """An image, and the SHA-256 of its file; a pipe can be read once."""
+    with open_file(path, path, pipes=True) as stream:
+        data = stream.read()
+    return load_image(data, name=path), hashlib.sha256(data).hexdigest()
 
 
 def _run_many(
@@ -126,7 +140,8 @@ def _run_many(
                 RowsFile(args.out, retry_failed=args.retry_failed, resume=args.resume)
             )
         if args.txt:
-            texts = TextFiles(args.existing)
+            read = (args.filelist, args.jsonl, args.prompt_file, args.json_schema, args.grammar)
+            texts = TextFiles(args.existing, filter(None, read))
         captioner = stack.enter_context(
             open_captioner(args, output, plan, n_threads_encode=args.threads_encode)
         )
@@ -178,6 +193,7 @@ class _Single:
     sampling: SamplingConfig
     output: Output
     json: bool
+    sha256: str
     pieces: list[str] = field(default_factory=list)
 
     def run(self, pixels: Pixels, t_load: float) -> int:
@@ -190,7 +206,13 @@ class _Single:
             self.output.piece("\n")
         elif self.json:
             row = good_row(
-                self.image, self.prompt, caption, self.captioner.files, self.sampling.seed
+                self.image,
+                self.prompt,
+                caption,
+                self.captioner.files,
+                self.sampling.seed,
+                sha256=self.sha256,
+                config_hash=self.captioner.config_hash(sampling=self.sampling),
             )
             self.output.row(row.as_dict())
         else:
@@ -228,6 +250,7 @@ class _Single:
                 self.sampling.seed,
                 plan=self.captioner.plan,
                 partial=partial_text,
+                sha256=self.sha256,
             )
             self.output.row(row.as_dict())
         elif partial_text:

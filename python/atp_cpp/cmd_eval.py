@@ -11,6 +11,7 @@ from typing import TextIO
 
 from atp_cpp.captioner import Captioner
 from atp_cpp.cli_args import (
+    add_force,
     add_model_arguments,
     add_policy_arguments,
     add_predict,
@@ -33,6 +34,7 @@ from atp_cpp.evaluate import (
     read_plans,
     read_rows,
 )
+from atp_cpp.output_files import check_no_input, check_replaces, is_json_report
 from atp_cpp.terminal import EXIT_INTERRUPTED, EXIT_OK, EXIT_SOME_FAILED, Output
 
 _DEFAULT_PREDICT = 32
@@ -60,6 +62,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "--rows", metavar="JSONL", help="append each reply here; go on where an earlier run ended"
     )
     parser.add_argument("--out", metavar="JSON", help="write the table with its provenance here")
+    add_force(parser)
     add_predict(parser, _DEFAULT_PREDICT)
     add_policy_arguments(parser)
     add_model_arguments(parser)
@@ -78,6 +81,10 @@ def run(args: argparse.Namespace, output: Output) -> int:
     for path in (args.rows, args.out):
         if path is not None and not Path(path).parent.is_dir():
             raise AtpError(f"{path}: cannot be written; {Path(path).parent} is not a directory")
+    inputs = [args.questions, args.model, args.mmproj, args.atp]
+    check_no_input("--rows", args.rows, inputs)
+    check_no_input("--out", args.out, [*inputs, args.rows])
+    check_replaces("--out", args.out, force=args.force, is_ours=is_json_report)
     with open_captioner(args, output, policy) as captioner:
         plans = read_plans(args.compare, captioner) if args.compare else [captioner.plan]
         rows, complete = _ask_all(args, output, captioner, questions, plans)

@@ -10,6 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from atp_cpp.cli_args import (
+    add_force,
     add_model_arguments,
     add_policy_arguments,
     add_prompt_arguments,
@@ -21,6 +22,7 @@ from atp_cpp.cmd_caption import cost_line
 from atp_cpp.errors import AtpError, PlanError
 from atp_cpp.explain import render
 from atp_cpp.images import load_image
+from atp_cpp.output_files import check_no_input, check_replaces
 from atp_cpp.terminal import EXIT_OK, Output
 
 
@@ -31,6 +33,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     parser.add_argument("image", metavar="IMAGE", help="image file")
     parser.add_argument("--out", required=True, metavar="PNG", help="picture to write")
+    add_force(parser)
     add_prompt_arguments(parser)
     add_policy_arguments(parser)
     add_model_arguments(parser)
@@ -43,6 +46,8 @@ def run(args: argparse.Namespace, output: Output) -> int:
     sampling = draw_from(args)
     out = Path(args.out)
     check_out(out)
+    check_no_input("--out", args.out, [args.image, args.model, args.mmproj, args.atp])
+    check_replaces("--out", args.out, force=args.force)
     pixels = load_image(args.image)
     with open_captioner(args, output, plan) as captioner:
         if not captioner.plan:

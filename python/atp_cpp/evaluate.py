@@ -206,7 +206,7 @@ def hash_config(
     model_sha256: str, mmproj_sha256: str, sampling: SamplingConfig, *, atp_sha256: str = ""
 ) -> str:
     """16 hex digits that change when model, projector, sidecar, version or sampling change."""
-    facts = [model_sha256, mmproj_sha256, atp_sha256, __version__, asdict(sampling)]
+    facts = [model_sha256, mmproj_sha256, atp_sha256, __version__, sampling.facts()]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 

@@ -87,13 +87,14 @@ def hub_files(
     """
     try:
         import huggingface_hub
+        from huggingface_hub import constants  # its submodules are no attributes until imported
     except ImportError as error:
         raise ModelError(
             f"{repo}: files of the hub need the huggingface-hub package, which is not installed; "
             'pip install "atp_cpp[hub]"'
         ) from error
     cache: Any = {"cache_dir": cache_dir, "revision": revision, "token": token}
-    offline = local_files_only or bool(huggingface_hub.constants.HF_HUB_OFFLINE)
+    offline = local_files_only or bool(constants.HF_HUB_OFFLINE)
     with _named_failures(repo, revision, offline):
         if offline:
             folder = Path(

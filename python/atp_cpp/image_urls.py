@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import os
 import re
 import time
 from importlib import import_module
@@ -25,6 +26,11 @@ STEP_S = 10.0  # to connect, and to wait for an answer or for more of it
 TIMEOUT_S = 30.0  # for the content
 
 _WEB = ("http", "https")
+_SMALLEST = 64  # characters; the smallest PNG of 2 x 2 pixels has more
+_LONGEST_PATH = 4096
+_BASE64 = re.compile(r"[A-Za-z0-9+/=_\s-]*")
+# of JPEG, PNG, GIF, WebP, BMP with its size, TIFF
+_BASE64_HEADS = ("/9j/", "iVBORw0KGgo", "R0lGOD", "UklGR", "Qk0", "Qk1", "SUkqA", "TU0AK")
 _BLANK = re.compile(r"\s+")
 
 
@@ -32,7 +38,8 @@ def load_url(url: str, *, allow_http: bool = False) -> Pixels:
     """Opens the image that a message names.
 
     Args:
-        url: ``data:image/…;base64,…``, ``file:///…``, a path, or, if allowed, http(s).
+        url: ``data:image/…;base64,…`` or its base64 alone, ``file:///…``, a path, or, if allowed,
+            http(s).
         allow_http: whether the web may be asked.
 
     Returns:
@@ -58,7 +65,23 @@ def load_url(url: str, *, allow_http: bool = False) -> Pixels:
         raise ImageError(
             f"{_shortened(url)}: expected a data URL, a file or http(s), got the scheme {scheme}"
         )
+    if _is_base64(url):
+        return _named(_shortened(url), _decoded(url, _shortened(url)))
+    if len(url) > _LONGEST_PATH:
+        raise ImageError(
+            f"{_shortened(url)}: expected a data URL, a path or http(s), got {len(url)} characters"
+        )
     return load_image(url)
+
+
+def _is_base64(text: str) -> bool:
+    """Whether these are an image's bytes without the head of a data URL, and no path."""
+    bare = text.strip()
+    if _BASE64.fullmatch(bare[:_LONGEST_PATH]) is None:
+        return False
+    if bare.startswith(_BASE64_HEADS) and len(bare) >= _SMALLEST:
+        return not os.path.lexists(text)
+    return len(bare) > _LONGEST_PATH  # no file has a name of that length
 
 
 def _named(name: str, content: bytes) -> Pixels:
@@ -73,6 +96,8 @@ def _shortened(url: str) -> str:
     """For messages: no signatures, and not a megabyte of base64."""
     if url[:5].lower() == "data:":
         return f"{url[:40]}…" if len(url) > 40 else url
+    if _is_base64(url):
+        return f"<base64 {url.lstrip()[:16]}…>"
     shown = url.partition("?")[0]
     return f"{shown[:200]}…" if len(shown) > 200 else shown
 
@@ -82,12 +107,16 @@ def _from_data(url: str) -> bytes:
     name = _shortened(url)
     if not comma or not head.lower().endswith(";base64"):
         raise ImageError(f"{name}: expected data:image/TYPE;base64,… with the bytes in base64")
+    return _decoded(unquote(data), name)
+
+
+def _decoded(data: str, name: str) -> bytes:
     if len(data) > MAX_BYTES * 4 // 3 + 4:
         raise ImageError(
             f"{name}: expected at most {MAX_BYTES >> 20} MiB, got {len(data) * 3 // 4 / 2**20:.0f}"
         )
     try:
-        return base64.b64decode(_BLANK.sub("", unquote(data)), validate=True)
+        return base64.b64decode(_BLANK.sub("", data), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ImageError(
             f"{name}: its base64 is damaged or cut off ({error}); encode the image again"

@@ -32,7 +32,10 @@ from PIL import Image, UnidentifiedImageError
 from atp_cpp.errors import ImageError
 
 Pixels: TypeAlias = NDArray[np.uint8]
-ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
+ImageSource: TypeAlias = (
+    "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image "
+    "| NDArray[np.uint8]"
+)
 
 MIN_SIDE = 2  # px; a 1x1 image holds nothing to see
 MAX_PIXELS = 89_478_485  # Pillow's own line between photos and decompression bombs; 256 MiB as RGB
@@ -83,7 +86,8 @@ def load_image(source: ImageSource, *, name: str = "") -> Pixels:
     """Opens one image.
 
     Args:
-        source: path, encoded bytes, a Pillow image, or pixels as uint8 [h, w, 3] in RGB order.
+        source: path, encoded bytes (bytes, bytearray, memoryview, or a file open for reading), a
+            Pillow image, or pixels as uint8 [h, w, 3] in RGB order.
         name: what messages call it; :func:`source_name` if not given.
 
     Returns:
@@ -98,8 +102,37 @@ def load_image(source: ImageSource, *, name: str = "") -> Pixels:
     if isinstance(source, Image.Image):
         check_size(name, source.width, source.height)
         return _decode(source, name)
-    with opened_image(source, name) as image:
+    with opened_image(in_memory(source, name), name) as image:
         return _decode(image, name)
+
+
+def is_open_file(source: object) -> bool:
+    """Whether it can be read like a file, as BytesIO and open() can."""
+    return callable(getattr(source, "read", None)) and not isinstance(source, Image.Image)
+
+
+def in_memory(source: Any, name: str) -> Any:
+    """The encoded bytes of what holds them in another form, a file's from its beginning.
+
+    Raises:
+        ImageError: a file that is closed, open for text or for writing, or cannot be read.
+    """
+    if isinstance(source, (bytearray, memoryview)):
+        return bytes(source)
+    if not is_open_file(source):
+        return source
+    try:
+        if source.seekable():
+            source.seek(0)
+        data = source.read()
+    except Exception as error:  # any object with a read() may come
+        raise ImageError(f"{name}: cannot be read: {_reason(error)}") from error
+    if not isinstance(data, bytes):
+        raise ImageError(
+            f"{name}: expected a file open for reading bytes, open(PATH, 'rb'); got "
+            f"{type(data).__name__} from it"
+        )
+    return data
 
 
 @contextmanager
@@ -112,7 +145,7 @@ def opened_image(source: str | os.PathLike[str] | bytes, name: str) -> Iterator[
 
 def source_name(source: ImageSource) -> str:
     """The name of an image in messages and rows: its path, or what kind of object it is."""
-    if isinstance(source, bytes):
+    if isinstance(source, (bytes, bytearray, memoryview)):
         return "<bytes>"
     if isinstance(source, np.ndarray):
         return "<array>"
@@ -120,8 +153,11 @@ def source_name(source: ImageSource) -> str:
         return str(getattr(source, "filename", "")) or "<Pillow image>"
     if isinstance(source, (str, os.PathLike)):
         return os.fspath(source)
+    if is_open_file(source):
+        named = getattr(source, "name", "")
+        return named if isinstance(named, str) and named else "<open file>"
     raise ImageError(
-        f"{_EXPECTED} as a path, bytes, a Pillow image or uint8 [h, w, 3], "
+        f"{_EXPECTED} as a path, bytes, an open file, a Pillow image or uint8 [h, w, 3], "
         f"got {type(source).__name__}"
     )
 

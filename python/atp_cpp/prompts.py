@@ -15,11 +15,14 @@ import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from atp_cpp.chat_template import LLAVA_15, compile_template, one_line
 from atp_cpp.errors import AtpError, ModelError
+from atp_cpp.image_signs import IMAGE_SIGN, TAG, insertion
+from atp_cpp.texts import check_text
 
 if TYPE_CHECKING:
     from atp_cpp._core import ModelInfo
@@ -28,9 +31,6 @@ DEFAULT_PROMPT = "Describe the image."
 
 # stands for the question while a template is taken apart; no template writes such characters
 _TEXT = "\x02question\x03"
-
-# <image>, <|image_pad|>, [IMG]
-_TAG = re.compile(r"<[^<>\s]+>|\[[^\[\]\s]+\]")
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +91,8 @@ class ChatPrompt:
         self._rstrip = tuple(rstrip)
         # tags that the template writes for an image: tokens that no text may hold
         self._signs: set[str] = set()
+        # what the template writes for an image whatever the messages hold; "": it does not
+        self._always = ""
         # number of images -> prompt with _TEXT in place of the question
         self._frames: dict[int, str] = {}
         if not template.strip():
@@ -134,6 +136,7 @@ class ChatPrompt:
             AtpError: the question holds the media marker, or what the model has in its place.
             ModelError: the template cannot be rendered.
         """
+        check_text("the prompt", question)
         frame = self._frame_of(n_images)
         self._check(question)
         return self._as_tokenised(frame.replace(_TEXT, question.strip()))
@@ -155,6 +158,8 @@ class ChatPrompt:
         self._frame_of(max(n_images, 1))  # teaches us the model's signs
         for text in (part for turn in turns for part in turn.parts if part is not None):
             self._check(text)
+        if self._always:
+            return self._as_tokenised(self._without_bos(self._with_sign(turns, n_images)))
         failure = ModelError(
             f"the model file's chat template lost a text or one of {n_images} images; "
             "say it in one user message, images first"
@@ -192,6 +197,30 @@ class ChatPrompt:
     def _plain(self, turns: Sequence[Turn], n_images: int) -> str:
         return self._render([_in_string(turn, self._marker) for turn in turns])
 
+    def _with_sign(self, turns: Sequence[Turn], n_images: int) -> str:
+        """For templates that write the sign of one image always."""
+        form = _in_parts if self._takes_parts() else partial(_in_string, marker="")
+        bare = self._render([form(turn) for turn in _with_images(turns, 0)])
+        n_signs = bare.count(self._always)
+        if n_images != 1 or n_signs != 1:
+            raise ModelError(
+                f"the model file's chat template writes {self._always} by itself, {n_signs} times "
+                f"here, and the prompt has {n_images} images; give one image and one user message"
+            )
+        return bare.replace(self._always, self._marker)
+
+    def _find_sign(self, turn: Turn) -> bool:
+        """Whether the template writes a sign for an image though there is none."""
+        form = _in_parts if self._takes_parts() else partial(_in_string, marker="")
+        try:
+            found = IMAGE_SIGN.findall(self._render([form(t) for t in _with_images([turn], 0)]))
+        except ModelError:
+            return False
+        if len(found) == 1:
+            self._always = found[0]
+            self._signs.update(TAG.findall(found[0]))
+        return len(found) == 1
+
     def _is_whole(self, prompt: str, turns: Sequence[Turn], n_images: int) -> bool:
         """Whether nothing was lost, and no list of parts was printed as such.
 
@@ -206,7 +235,8 @@ class ChatPrompt:
         )
 
     def _check(self, text: str) -> None:
-        """Raises AtpError if a text of the user's holds a sign for an image."""
+        """Raises AtpError if a text of the user's is none, or holds a sign for an image."""
+        check_text("the prompt", text)
         for sign, whose in ((self._marker, "engine"), *((s, "model") for s in sorted(self._signs))):
             if sign in text:
                 raise AtpError(
@@ -241,6 +271,8 @@ class ChatPrompt:
 
     def _frame_from_template(self, n_images: int) -> str:
         turn = Turn("user", (*([None] * n_images), _TEXT))
+        if self._always or self._find_sign(turn):
+            return self._with_sign([turn], n_images)
         if not self._takes_parts():
             return self._plain([turn], n_images)
         try:
@@ -280,13 +312,13 @@ class ChatPrompt:
         steps = [self._render(messages(k)) for k in range(n_images + 1)]
         prompt, cursor = steps[-1], -1
         for before, after in pairwise(steps):
-            start, sign = _insertion(before, after)
+            start, sign = insertion(before, after)
             sign = sign.strip()
             cursor = start if cursor < 0 else cursor
             at = prompt.find(sign, cursor) if sign else -1
             if at < 0:
                 return None
-            learn(_TAG.findall(sign))
+            learn(TAG.findall(sign))
             prompt = prompt[:at] + self._marker + prompt[at + len(sign) :]
             cursor = at + len(self._marker)
         return prompt
@@ -328,31 +360,3 @@ def _in_parts(turn: Turn) -> Message:
 def _in_string(turn: Turn, marker: str) -> Message:
     texts = [marker if part is None else part for part in turn.parts]
     return {"role": turn.role, "content": "\n".join(texts)}
-
-
-def _insertion(before: str, after: str) -> tuple[int, str]:
-    """Where in `after` something new stands, and what it is.
-
-    "<|user|><|img|><|text|>" against "<|user|><|text|>" has gained "img|><|" as well as "<|img|>":
-    of the ways to shift the difference, the first that is made of whole tags is taken.
-    """
-    start = len(_common_head(before, after))
-    n_tail = len(_common_head(before[start:][::-1], after[start:][::-1]))
-    end = len(after) - n_tail
-    shift = 0
-    while not _is_tag(after[start - shift : end - shift]):
-        shift += 1
-        if shift > start or after[start - shift] != after[end - shift]:
-            return start, after[start:end]
-    return start - shift, after[start - shift : end - shift]
-
-
-def _is_tag(text: str) -> bool:
-    return text.strip().startswith(("<", "[")) and text.strip().endswith((">", "]"))
-
-
-def _common_head(a: str, b: str) -> str:
-    for i, (x, y) in enumerate(zip(a, b, strict=False)):
-        if x != y:
-            return a[:i]
-    return min(a, b, key=len)

@@ -305,7 +305,11 @@ class Session:
         """The prompt as the model's chat template has it; see ChatPrompt."""
         if isinstance(prompt, str):
             return self._prompt.render(prompt, n_images)
-        return self._prompt.render_chat(prompt)
+        turns = list(prompt or ()) if isinstance(prompt, Sequence) else [prompt]
+        said = [turn for turn in turns if isinstance(turn, Turn)]
+        if len(said) < len(turns):
+            raise AtpError("prompt: expected one text; caption_many takes several prompts")
+        return self._prompt.render_chat(said)
 
     def _opened(self) -> Engine:
         if self._engine is None:

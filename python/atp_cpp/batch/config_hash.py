@@ -54,7 +54,7 @@ def config_hash(
         mmproj: GGUF of its projector.
         atp: GGUF of the sidecar, if there is one; it counts where the plan uses it.
         plan: settled cuts, as ``Captioner.settle_plan`` returns them.
-        sampling: how text is drawn, every field of it.
+        sampling: how text is drawn; see SamplingConfig.facts.
         flash_attn: as the engine was given it.
         type_k: likewise.
         type_v: likewise.
@@ -70,7 +70,7 @@ def config_hash(
         "mmproj": of(mmproj),
         "atp": of(atp) if atp is not None and uses_atp(plan) else None,
         "plan": [asdict(cut) for cut in plan],
-        "sampling": asdict(sampling),
+        "sampling": sampling.facts(),
         "flash_attn": flash_attn,
         "type_k": type_k,
         "type_v": type_v,

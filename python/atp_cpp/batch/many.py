@@ -15,8 +15,9 @@ from atp_cpp.batch.item import Item
 from atp_cpp.batch.pipeline import BatchOptions, CaptionRun, OnError
 from atp_cpp.batch.room import default_budget, parse_size
 from atp_cpp.errors import AtpError
-from atp_cpp.images import ImageSource, source_name
+from atp_cpp.images import ImageSource, in_memory, is_open_file, source_name
 from atp_cpp.session import Session
+from atp_cpp.texts import check_whole
 
 MAX_BATCH = 255  # llama.cpp's limit, less the sequence that holds the shared text
 
@@ -31,10 +32,11 @@ def items_from(images: Iterable[ImageSource | Item], prompts: tuple[str, ...]) -
             continue
         try:
             name = source_name(image)
+            is_path = isinstance(image, (str, os.PathLike))
+            image = in_memory(image, name)  # while it is open, and before it can be changed
         except AtpError as error:
             yield Item(str(number), type(image).__name__, image, prompts, str(error))
             continue
-        is_path = isinstance(image, (str, os.PathLike))
         yield Item(name if is_path else str(number), name, image, prompts)
 
 
@@ -55,7 +57,11 @@ def start_run(
     Raises:
         AtpError: one of them cannot be.
     """
+    if not isinstance(prompt, (str, Sequence)):
+        raise AtpError(f"prompt: expected a text or several, got {type(prompt).__name__}")
     prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+    if not isinstance(images, Iterable):
+        raise AtpError(f"expected several images, got {type(images).__name__}")
     if isinstance(kv_budget, str):
         kv_budget = parse_size(kv_budget)
     if n_load_threads is None:
@@ -91,6 +97,7 @@ def start_run(
 def _check_numbers(**given: tuple[int, int]) -> None:
     """Raises AtpError unless each is at least its minimum."""
     for name, (number, least) in given.items():
+        check_whole(name, number)
         if number < least:
             raise AtpError(f"{name} must be at least {least}, got {number}")
 
@@ -99,4 +106,5 @@ def _is_one(images: object) -> bool:
     """Whether this is a single image, which could be meant as several only by mistake."""
     if isinstance(images, np.ndarray):
         return images.ndim < 4
-    return isinstance(images, (str, bytes, os.PathLike, Image.Image, Item))
+    kinds = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, Item)
+    return isinstance(images, kinds) or is_open_file(images)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,15 @@ class TextFiles:
         existing: what happens to a text that is there: "skip" leaves it, and its image need not be
             captioned; "overwrite" replaces it; "append" and "prepend" add a caption unless it
             stands at that end already, so that a resumed run adds nothing twice.
+        inputs: files that the run reads, a list of images say; no text takes their place.
 
     Raises:
         AtpError: existing is none of these.
     """
 
-    def __init__(self, existing: str = "skip") -> None:
+    def __init__(
+        self, existing: str = "skip", inputs: Iterable[str | os.PathLike[str]] = ()
+    ) -> None:
         if existing not in EXISTING:
             raise AtpError(
                 f"existing={existing!r}: expected one of {', '.join(EXISTING)} for text files "
@@ -46,6 +49,7 @@ class TextFiles:
             )
         self._existing = existing
         self._owners: dict[int, str] = {}  # hash of a text's path -> the suffix of its image
+        self._inputs = frozenset(map(os.path.realpath, inputs))
         self._folder = ""  # the last one that was found writable
 
     def wanted(self, image: Any) -> bool:
@@ -64,6 +68,8 @@ class TextFiles:
         """
         path = _path_of(image)
         text = text_path(path)
+        if os.path.realpath(text) in self._inputs:
+            raise TextFileError(f"{path}: its text would replace {text}, an input; rename one")
         first = self._take(text, path)
         self._check_folder(text)
         return first and not (self._existing == "skip" and os.path.lexists(text))

@@ -50,6 +50,9 @@ def convert_atp(
     target = Path(folder if outfile is None else outfile)
     if target.is_dir():
         target /= sidecar.file_name
+    for name in ("atp.json", "atp.npz"):
+        if target.exists() and target.resolve() == (Path(folder) / name).resolve():
+            raise ModelError(f"{target} is what the sidecar is made of; name another file")
     if target.exists() and not force:
         raise ModelError(f"{target} is there already; name another file or replace it with --force")
     if dry_run:

@@ -1,0 +1,34 @@
+"""Texts and numbers of the user's on their way into the engine: of the kind that it takes."""
+
+from __future__ import annotations
+
+import numbers
+
+from atp_cpp.errors import AtpError
+
+__all__ = ["check_number", "check_text", "check_whole"]
+
+
+def check_text(what: str, text: object) -> None:
+    """Raises AtpError unless it is a text that can be written as UTF-8."""
+    if not isinstance(text, str):
+        raise AtpError(f"{what}: expected a text, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise AtpError(
+            f"{what}: expected Unicode text, got half of a surrogate pair (U+"
+            f"{ord(text[error.start]):04X}) at character {error.start}; decode it as UTF-8"
+        ) from None
+
+
+def check_whole(name: str, value: object) -> None:
+    """Raises AtpError unless it is a whole number, of Python's or NumPy's."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool):
+        raise AtpError(f"{name} must be a whole number, got {value!r}")
+
+
+def check_number(name: str, value: object) -> None:
+    """Raises AtpError unless it is a number."""
+    if not isinstance(value, numbers.Real) or isinstance(value, bool):
+        raise AtpError(f"{name} must be a number, got {value!r}")
