@@ -30,7 +30,7 @@ import numpy as np
 import ray
 from PIL import Image, ImageDraw
 
-from atp_cpp.batch import CaptionBatch
+from atp_cpp import CaptionBatch
 
 SHAPES = ("circle", "rectangle", "triangle")
 COLOURS = ("red", "green", "blue", "yellow", "teal", "brown", "gray", "black")

@@ -12,8 +12,8 @@ from fake_runs import picture
 def make(fake_engine):
     """`make(**steer) -> (captioner, engine)`."""
 
-    def new(spec=None, options=(), **steer):
-        engine = fake_engine(spec, of=FakeBatchEngine, **steer)
+    def new(spec=None, options=(), fingerprint=str, **steer):
+        engine = fake_engine(spec, FakeBatchEngine, fingerprint, **steer)
         cap = Captioner("model.gguf", mmproj="mmproj.gguf", **dict(options))
         return cap, engine.made[0]
 

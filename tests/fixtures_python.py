@@ -7,8 +7,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 import atp_cpp
-from atp_cpp import captioner
 from atp_cpp.cli import main
+from atp_cpp.session import Parts
 from fake_engine import FakeEngine
 
 
@@ -42,16 +42,18 @@ def cli(capsys):
 
 @pytest.fixture
 def fake_engine(monkeypatch):
-    """`fake_engine(**steer)` puts a FakeEngine class in the place of the real engine.
+    """`fake_engine(**steer)`: captioners are made with a FakeEngine, those of the program too.
 
-    `spec` is the ImageSpec of its projector, `of` another kind of engine.
+    `spec` is the ImageSpec of its projector, `of` another kind of engine, `fingerprint` what stands
+    for the content of a model's file.
     """
 
-    def put(spec=None, of=FakeEngine, **steer):
+    def put(spec=None, of=FakeEngine, fingerprint=str, **steer):
         engine = of.fresh(**steer)
-        monkeypatch.setattr(captioner, "Engine", engine)
-        monkeypatch.setattr(captioner, "image_spec_of", lambda mmproj: spec)
-        monkeypatch.setattr(captioner, "config_hash", lambda **facts: "0123456789abcdef")
+        parts = Parts(
+            engine, lambda mmproj: spec, fingerprint, note_pair=lambda model, mmproj: None
+        )
+        monkeypatch.setattr(atp_cpp.Captioner, "parts", parts)
         return engine
 
     return put

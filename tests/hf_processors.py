@@ -3,7 +3,7 @@
 import importlib
 import json
 
-# tests/hf_models.py's family -> modules and classes of processor and image processor, and what the
+# family of hf_models -> modules and classes of processor and image processor, and what the
 # checkpoint's processor_config.json would say
 _PROCESSORS = {
     "qwen2_vl": ("qwen2_vl.Qwen2VLProcessor", "qwen2_vl.Qwen2VLImageProcessorPil", {}),

@@ -167,10 +167,19 @@ def test_bad_image_never_reaches_the_engine(fake_engine, tmp_path):
     assert engine.calls == []
 
 
-def test_model_and_mmproj_belong_together(fake_engine):
+def test_a_model_that_is_not_there_is_said_before_its_projector(tmp_path):
+    with pytest.raises(ModelError, match=r"nosuch.gguf: no such file; check the path"):
+        Captioner(tmp_path / "nosuch.gguf")
+    (tmp_path / "is.gguf").touch()
+    with pytest.raises(ModelError, match="a text model sees only with its vision projector"):
+        Captioner(tmp_path / "is.gguf")
+
+
+def test_model_and_mmproj_belong_together(fake_engine, tmp_path):
     fake_engine()
+    (tmp_path / "m.gguf").touch()
     with pytest.raises(ModelError, match="mmproj"):
-        Captioner("m.gguf")
+        Captioner(tmp_path / "m.gguf")
     with pytest.raises(ModelError, match="needs its text model"):
         Captioner(mmproj="p.gguf")
 

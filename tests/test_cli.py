@@ -159,7 +159,7 @@ def test_usage_errors(cli, fake_engine, arguments, says):
 
 def test_model_errors(cli, fake_engine, scene):
     fake_engine()
-    ran = cli("caption", scene, "-m", "m.gguf")
+    ran = cli("caption", scene, "-m", scene)
     assert ran.code == 2
     assert "mmproj" in ran.err
     ran = cli("caption", scene, scene, *FILES, "--policy", "fastv:after=50")

@@ -17,8 +17,10 @@ pytestmark = pytest.mark.torch
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 # What the command's files say besides, or say otherwise. Nothing of it changes a number:
+CHECKPOINT = {"atp.checkpoint": "19058b0eda561fe29fa0bfcafdd666cc"}  # in both: they know each other
 KEYS = {
-    "text": {
+    "text": CHECKPOINT
+    | {
         "general.name": "atp-demo",  # it was "ATP demo"
         "general.type": "model",
         "general.size_label": "8.1M",
@@ -26,7 +28,8 @@ KEYS = {
         "llama.attention.value_length": 64,
         "tokenizer.ggml.add_sep_token": False,  # the default
     },
-    "mmproj": {
+    "mmproj": CHECKPOINT
+    | {
         "general.name": "atp-demo",
         "general.size_label": "3.0M",
         # pictures that are not square: cropped as transformers does, where llama.cpp pads

@@ -13,7 +13,8 @@ import pytest
 
 import atp_cpp
 from atp_cpp import ConvertError
-from atp_cpp.convert.outputs import Outputs, readable_size
+from atp_cpp.convert.outputs import Outputs
+from atp_cpp.readable import readable_size
 from checkpoint_files import unprivileged_folder
 
 NAMES = ("tiny-f16.gguf", "mmproj-tiny-f16.gguf", "atp-tiny-f32.gguf")

@@ -49,3 +49,23 @@ def test_weights_beyond_the_type(tiny, tmp_path, part, name, options):
         assert len(convert_hf(tiny, tmp_path / "out", **options)) == 2
     finally:
         put(tiny, part, np.frombuffer(before, np.float32)[0])
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("part", "name", "outtype"),
+    [
+        ("layers.2.mlp.up_proj", "blk.2.ffn_up.weight", "f32"),
+        ("layers.2.mlp.up_proj", "blk.2.ffn_up.weight", "bf16"),
+        ("layers.2.mlp.up_proj", "blk.2.ffn_up.weight", "q8_0"),
+        ("projector.linear_1.weight", "mm.0.weight", "f16"),
+    ],
+)
+def test_weights_that_are_no_numbers(tiny, tmp_path, part, name, outtype, value):
+    before = put(tiny, part, value)
+    try:
+        with pytest.raises(ConvertError, match=rf"^{name} has weights that are no numbers \(NaN"):
+            convert_hf(tiny, tmp_path / "out", outtype=outtype)
+        assert not (tmp_path / "out").exists()
+    finally:
+        put(tiny, part, np.frombuffer(before, np.float32)[0])

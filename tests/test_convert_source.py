@@ -60,7 +60,40 @@ def test_without_the_hub_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     message = refused("org/tiny")
     assert f"no folder {tmp_path / 'org/tiny'}" in message
-    assert 'pip install "atp_cpp[hub]"' in message
+    assert 'pip install "atp_cpp[convert]", which brings it and all else' in message
+    assert "[hub]" not in message
+
+
+ADDRESS = "https://a-hub.example/org/tiny"
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        ADDRESS,
+        f"{ADDRESS}/",
+        f"{ADDRESS}/tree/main",
+        f"{ADDRESS}?library=x",
+        "HTTP://h/org/tiny#use",
+    ],
+)
+def test_an_address_from_a_browser(hub, address):
+    assert fetch(address) == fetch("org/tiny")
+
+
+def test_an_address_names_a_revision(hub):
+    fetch(f"{ADDRESS}/tree/v1")
+    assert any(asked.path.endswith("/revision/v1") for asked in hub.asked)
+    assert "has no revision v9" in refused(f"{ADDRESS}/tree/v9")
+    assert "leave one out" in refused(f"{ADDRESS}/tree/v1", revision="main")
+    fetch(f"{ADDRESS}/blob/v1/config.json", revision="v1")
+
+
+@pytest.mark.parametrize("path", ["", "/org", "/datasets/org/tiny", "/spaces/org/tiny"])
+def test_an_address_of_something_else(path):
+    address = f"https://a-hub.example{path}"
+    message = refused(address)
+    assert message == f"{address}: expected the address of a model's repository, or org/name"
 
 
 # ---- what is downloaded
@@ -276,8 +309,8 @@ def unreachable(hub, monkeypatch):
 def test_connection_refused(hub, monkeypatch):
     unreachable(hub, monkeypatch)
     message = refused("org/tiny")
-    assert "org/tiny: the download from http://127.0.0.1:9 broke off (" in message
-    assert "run again: it resumes" in message
+    assert message.startswith("org/tiny: the connection to http://127.0.0.1:9 failed (")
+    assert "broke off" not in message  # nothing had begun
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

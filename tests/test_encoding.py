@@ -48,8 +48,7 @@ def test_of_several_prompts_the_first_is_prepared(prepared, folder):
     assert (len(seen), engine.n_encoded) == (12, 12)
 
 
-def test_what_may_be_kept_from_another_run_is_not_prepared(prepared, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("atp_cpp.batch.pipeline.file_fingerprint", lambda path: "f")
+def test_what_may_be_kept_from_another_run_is_not_prepared(prepared, folder, tmp_path):
     cap, _, seen = prepared
     list(cap.caption_many(folder, embeddings=EmbeddingCache(tmp_path / "kept")))
     assert seen == []
@@ -106,8 +105,7 @@ def test_a_bad_prompt_of_an_item_is_its_own_error(make):
     assert engine.n_encoded == 1
 
 
-def test_embeddings_are_kept_between_runs(make, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("atp_cpp.batch.pipeline.file_fingerprint", lambda path: "f")
+def test_embeddings_are_kept_between_runs(make, folder, tmp_path):
     cap, engine = make()
     kept = tmp_path / "kept"
     first = list(cap.caption_many(folder, embeddings=kept))
@@ -121,13 +119,12 @@ def test_embeddings_are_kept_between_runs(make, folder, tmp_path, monkeypatch):
     third = list(cap.caption_many(folder, embeddings=EmbeddingCache(kept)))
     assert engine.n_encoded == 24
     assert [row.caption for row in third] == [row.caption for row in first]
-    monkeypatch.setattr("atp_cpp.batch.pipeline.file_fingerprint", lambda path: "g")
-    list(cap.caption_many(folder, embeddings=kept))
-    assert engine.n_encoded == 36
+    other, of_other = make(fingerprint=lambda path: "g")  # another projector's embeddings
+    list(other.caption_many(folder, embeddings=kept))
+    assert of_other.n_encoded == 12
 
 
-def test_embeddings_of_another_shape_are_made_again(make, folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("atp_cpp.batch.pipeline.file_fingerprint", lambda path: "f")
+def test_embeddings_of_another_shape_are_made_again(make, folder, tmp_path):
     cap, engine = make()
 
     class Wrong(EmbeddingCache):

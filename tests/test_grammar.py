@@ -7,6 +7,7 @@ import pytest
 
 from atp_cpp._core import AtpError, check_grammar
 from atp_cpp.config import SamplingConfig
+from mutations import mutated
 
 JSON = r"""
 root ::= object  # a comment with "quotes" and (brackets
@@ -122,22 +123,6 @@ def test_the_deepest_that_is_taken_fits_a_small_stack():
     finally:
         threading.stack_size(before)
     assert not failed
-
-
-def mutated(text, rng, alphabet):
-    """`text` with one to four random edits."""
-    for _ in range(rng.randint(1, 4)):
-        at, n = rng.randrange(len(text) + 1), rng.randint(0, 8)
-        other = rng.randrange(len(text) + 1)
-        text = rng.choice(
-            [
-                text[:at] + text[at + n :],
-                text[:at] + rng.choice(alphabet) * rng.randint(1, 3) + text[at:],
-                text[:at] + text[other : other + 20] + text[at:],
-                text[:at] + str(rng.choice([0, 1, 2**31, 2**64, 1999, 2000, 2001])) + text[at:],
-            ]
-        ) or "x"  # fmt: skip
-    return text
 
 
 def test_2000_random_mutations_end_in_an_error_or_not_at_all():

@@ -12,8 +12,8 @@ from atp_cpp.config import SamplingConfig
 from atp_cpp.errors import AtpError
 from atp_cpp.json_schema import grammar_of
 from json_schemas import SCHEMAS
+from mutations import mutated
 from schema_fits import fits
-from test_grammar import mutated
 
 
 @pytest.mark.parametrize("name", SCHEMAS)

@@ -36,14 +36,16 @@ def test_each_image_has_its_own_caption(make, folder, batch_size, n_load_threads
 
 def test_a_row_says_all(make, folder):
     cap, _ = make(options={"policy": "fastv:keep=0.25,after=2"})
-    (row,) = cap.caption_many(folder[3:4], "Why?", sampling=SamplingConfig(n_predict=3, seed=7))
+    draw = SamplingConfig(n_predict=3, seed=7)
+    (row,) = cap.caption_many(folder[3:4], "Why?", sampling=draw)
     assert (row.custom_id, row.image, row.prompt) == (str(folder[3]), str(folder[3]), "Why?")
     assert row.caption == "30.000 USER: <__media__>"
     assert (row.finish_reason, row.status, row.error, row.seed) == ("length", "ok", "", 7)
     assert (row.n_image_tokens, row.n_kept, row.policy) == (16, [4], "fastv:keep=0.25,after=2")
     assert len(row.sha256) == 64 and row.t_load > 0 and row.t_encode == 1.0
     assert (row.model, row.mmproj, row.atp) == ("model.gguf", "mmproj.gguf", "")
-    assert row.config_hash == "0123456789abcdef"
+    assert row.config_hash == cap.config_hash(sampling=draw)
+    assert row.config_hash != cap.config_hash()
     assert row.parsed is None
 
 
@@ -356,13 +358,11 @@ def test_shuffled_orders_and_random_failures(make):
                 assert row.caption == words(int(item.custom_id), item.prompts[0]), row
 
 
-def test_an_unreadable_model_file_is_said(make, folder, monkeypatch):
-    cap, _ = make()
-
-    def gone(**facts):
+def test_an_unreadable_model_file_is_said(make, folder):
+    def gone(path):
         raise ModelError("model.gguf: cannot be read")
 
-    monkeypatch.setattr("atp_cpp.captioner.config_hash", gone)
+    cap, _ = make(fingerprint=gone)
     with pytest.raises(ModelError, match="cannot be read"):
         next(cap.caption_many(folder))
     assert not cap._batch.locked()

@@ -41,6 +41,18 @@ def test_what_fits():
     check(KEYS | {"clip.projector_type": "gemma3", "clip.vision.patch_size": 7})
 
 
+@pytest.mark.parametrize("kind", ["gemma4v", "gemma3nv", "mimovl", "qwen3vl_merger"])
+def test_a_kind_that_stands_in_the_vision_key(kind):
+    """Files that may hold an audio encoder, too, say the kind of each."""
+    others = {k: v for k, v in KEYS.items() if k != "clip.projector_type"}
+    shapes = {"v.position_embd.weight": (64, 10240, 2)}  # Gemma 4's: a table for each axis
+    check(others | {"clip.vision.projector_type": kind}, shapes)
+    with pytest.raises(ModelError, match=r"v.position_embd.weight is \[64, 10240, 2\]"):
+        check(others, shapes)  # the oldest files name no kind: they are LLaVA's
+    with pytest.raises(ModelError, match=r"v.position_embd.weight is \[64, 10240, 2\]"):
+        check(others | {"clip.vision.projector_type": "mlp"}, shapes)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "reason"),
     [

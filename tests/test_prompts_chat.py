@@ -6,7 +6,7 @@ import pytest
 from atp_cpp.chat_template import LLAVA_15, compile_template
 from atp_cpp.errors import AtpError, ModelError
 from atp_cpp.prompts import ChatPrompt, Turn
-from test_prompts import (
+from chat_templates import (
     GEMMA3,
     LLAVA_HF,
     NUMBERED,

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from atp_cpp import CutSpec, SamplingConfig
-from atp_cpp.batch import CaptionBatch
-from atp_cpp.batch.ray_batch import OUTPUT_COLUMNS
+from atp_cpp import CaptionBatch, CutSpec, SamplingConfig
+from atp_cpp.caption_batch import OUTPUT_COLUMNS
 from atp_cpp.errors import AtpError, ModelError
+from spawned import Worker
 
 pytest_plugins = ("fixtures_python",)
 
@@ -251,29 +251,6 @@ def test_the_demo_model_needs_no_settings(demo_captioner):
 
 
 # ---- in other processes
-
-
-def serve(batch, connection):
-    """A worker of a pool: unpickled, called for each batch, killed or not."""
-    while (work := connection.recv()) is not None:
-        connection.send((os.getpid(), batch(work)))
-    batch.close()
-
-
-class Worker:
-    """A process that was spawned with a CaptionBatch."""
-
-    def __init__(self, batch):
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(batch, theirs), daemon=True)
-        self.process.start()
-        theirs.close()
-
-    def end(self):
-        self.connection.send(None)
-        self.process.join(60)
-        assert self.process.exitcode == 0
 
 
 def test_spawned_processes_and_one_that_is_killed(make, expected):

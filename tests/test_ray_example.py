@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from atp_cpp.batch import CaptionBatch
+from atp_cpp import CaptionBatch
 from drawn_pictures import drawn
 
 pytestmark = pytest.mark.ray

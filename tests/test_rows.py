@@ -2,11 +2,13 @@
 
 import json
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from atp_cpp.config import CutSpec
+from atp_cpp.model_files import ModelFiles
 from atp_cpp.rows import Row, failed_row, good_row
 from made_rows import made_row
 
@@ -97,10 +99,8 @@ def test_a_number_that_no_column_holds():
 # ---- rows of captions
 
 
-@pytest.fixture
-def captioner():
-    plan = (CutSpec(2, "fastv", 0.25),)
-    return SimpleNamespace(model="m.gguf", mmproj="p.gguf", atp=None, plan=plan)
+FILES = ModelFiles(Path("m.gguf"), Path("p.gguf"))
+PLAN = (CutSpec(2, "fastv", 0.25),)
 
 
 def caption_of(text):
@@ -113,34 +113,34 @@ def caption_of(text):
     )
 
 
-def test_the_row_of_a_caption(captioner):
-    row = good_row("cat.jpg", "Who?", caption_of("A cat."), captioner, 7)
+def test_the_row_of_a_caption():
+    row = good_row("cat.jpg", "Who?", caption_of("A cat."), FILES, 7)
     assert (row.custom_id, row.image, row.caption) == ("cat.jpg", "cat.jpg", "A cat.")
     assert (row.status, row.finish_reason, row.error) == ("ok", "length", "")
     assert (row.policy, row.seed, row.n_kept) == ("grid:keep=0.5,after=3", 7, [4])
     assert row.thresholds == [[0.5, 0.25, None]]
     named = good_row(
-        "cat.jpg", "Who?", caption_of("{}"), captioner, 7,
+        "cat.jpg", "Who?", caption_of("{}"), FILES, 7,
         custom_id="c1", sha256="ff", parsed={}, config_hash="cc",
     )  # fmt: skip
     assert (named.custom_id, named.image, named.sha256) == ("c1", "cat.jpg", "ff")
     assert (named.parsed, named.config_hash) == ({}, "cc")
 
 
-def test_the_row_of_a_failure(captioner):
-    row = failed_row("cat.jpg", "Who?", "no such file", captioner, 7)
+def test_the_row_of_a_failure():
+    row = failed_row("cat.jpg", "Who?", "no such file", FILES, 7, plan=PLAN)
     assert (row.custom_id, row.status, row.finish_reason) == ("cat.jpg", "error", "error")
     assert (row.caption, row.error, row.policy) == ("", "no such file", "fastv:keep=0.25,after=2")
     other = failed_row(
-        "cat.jpg", "Who?", "bad", captioner, 7,
+        "cat.jpg", "Who?", "bad", FILES, 7,
         plan=(), custom_id="c1", sha256="ff", t_load=2.5, config_hash="cc",
     )  # fmt: skip
     assert (other.custom_id, other.policy, other.t_load) == ("c1", "none", 2.5)
     assert (other.sha256, other.config_hash) == ("ff", "cc")
 
 
-def test_the_row_of_an_interruption(captioner):
-    row = failed_row("cat.jpg", "Who?", "interrupted", captioner, 7, partial="A c")
+def test_the_row_of_an_interruption():
+    row = failed_row("cat.jpg", "Who?", "interrupted", FILES, 7, plan=PLAN, partial="A c")
     assert (row.caption, row.status, row.finish_reason) == ("A c", "error", "cancelled")
-    early = failed_row("cat.jpg", "Who?", "interrupted", captioner, 7, cancelled=True)
+    early = failed_row("cat.jpg", "Who?", "interrupted", FILES, 7, plan=PLAN, cancelled=True)
     assert (early.caption, early.finish_reason) == ("", "cancelled")

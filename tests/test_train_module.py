@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import atp_twin
+from atp_cases import random_case
 from random_sidecar import random_sidecar
-from test_atp_head import random_case
 from train_modules import load_heads, spec_of
 
 pytestmark = pytest.mark.torch

@@ -1,51 +1,35 @@
-"""One object that turns images into text: opens the images, renders the prompt, runs the engine."""
+"""The public face: one object that turns images into text.
+
+A captioner is a :class:`~atp_cpp.session.Session`, the loaded model, with the methods that people
+call. Each checks its arguments and hands over to the module that does the work.
+"""
 
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from types import TracebackType
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 from PIL import Image
 
-from atp_cpp import chat, hub_files
-from atp_cpp._core import Cut, Engine, ModelInfo
-from atp_cpp.batch.config_hash import config_hash
+from atp_cpp.batch.embeddings import EmbeddingCache
+from atp_cpp.batch.item import Item
+from atp_cpp.batch.many import start_run
+from atp_cpp.batch.pipeline import CaptionRun, OnError
 from atp_cpp.caption import Caption
-from atp_cpp.config import (
-    ATP,
-    Budget,
-    CutSpec,
-    PolicyLike,
-    SamplingConfig,
-    parse_plan,
-    resolve,
-    settle,
-    uses_atp,
-)
-from atp_cpp.errors import AtpError, ImageError, ModelError, PlanError
-from atp_cpp.image_spec import ImageSpec
-from atp_cpp.images import ImageSource, Pixels, is_open_file, load_image
-from atp_cpp.model_files import atp_file, image_spec_of, model_files
-from atp_cpp.preprocess import prepare
-from atp_cpp.prompts import DEFAULT_PROMPT, ChatPrompt, Turn
-from atp_cpp.views import as_tiles, views_of
-
-if TYPE_CHECKING:
-    from atp_cpp.batch.embeddings import EmbeddingCache
-    from atp_cpp.batch.item import Item
-    from atp_cpp.batch.pipeline import CaptionRun, OnError
+from atp_cpp.chat import ChatSession
+from atp_cpp.config import Budget, PolicyLike, SamplingConfig
+from atp_cpp.errors import ImageError
+from atp_cpp.hub_files import hub_files
+from atp_cpp.images import ImageSource, is_open_file, load_image
+from atp_cpp.load_options import LoadOptions
+from atp_cpp.model_files import ModelFiles
+from atp_cpp.prompts import DEFAULT_PROMPT
+from atp_cpp.session import first_plan
 
 
-_BUSY = "this Captioner has a caption_many open; read its rows to the end, or close it"
-
-
-class Captioner:
+class Captioner(ChatSession):
     """A loaded model and its vision projector, for as many captions as wanted.
 
     Use it as a context manager, or call :meth:`close`. Calls from several threads wait for each
@@ -94,20 +78,8 @@ class Captioner:
         type_v: str = "f16",
         self_test: bool = True,
     ) -> None:
-        plan = parse_plan(policy, budget=budget)
-        self.model, self.mmproj = model_files(model, mmproj)
-        self.atp = atp_file(model, atp)
-        if policy is None and budget is None and self.atp is not None:
-            plan = (CutSpec(0, ATP),)
-        if uses_atp(plan) and self.atp is None:
-            settle(plan, 1, ())  # says so, before a model is loaded
-        self._rounding = {"flash_attn": flash_attn, "type_k": type_k, "type_v": type_v}
-        self._lock = threading.Lock()  # one call of the engine at a time
-        self._batch = threading.Lock()  # held while a batch is open
-        self._engine: Engine | None = Engine(
-            str(self.model),
-            str(self.mmproj),
-            "" if self.atp is None else str(self.atp),
+        files = ModelFiles.chosen(model, mmproj, atp)
+        options = LoadOptions(
             n_gpu_layers=n_gpu_layers,
             n_ctx=n_ctx,
             n_ubatch=n_ubatch,
@@ -118,56 +90,7 @@ class Captioner:
             type_v=type_v,
             self_test=self_test,
         )
-        try:
-            self._info = self._engine.info
-            on_device = any(device != "CPU" for device in self._info.devices)
-            self._overlaps = on_device or n_threads_encode > 0
-            if not self._info.has_vision:
-                raise ModelError(
-                    f"{self.mmproj}: holds no vision encoder; give the mmproj file of {self.model}"
-                )
-            self._image_spec = image_spec_of(self.mmproj)
-            self._plan = self.settle_plan(plan)
-            self._prompt = ChatPrompt.for_model(self._info)
-        except BaseException:
-            self.close()
-            raise
-
-    create_chat_completion = chat.create_chat_completion
-    from_pretrained = classmethod(hub_files.from_pretrained)
-
-    def __enter__(self) -> Captioner:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    @property
-    def info(self) -> ModelInfo:
-        """What the model is; stays readable after close()."""
-        return self._info
-
-    @property
-    def image_spec(self) -> ImageSpec | None:
-        """How images are prepared, if the projector's file says so; None: libmtmd decides."""
-        return self._image_spec
-
-    @property
-    def plan(self) -> tuple[CutSpec, ...]:
-        """The cuts made unless a call names others, as layer counts in order of depth."""
-        return self._plan
-
-    def close(self) -> None:
-        """Frees model, projector and caches. Calling it again does nothing."""
-        with self._lock:
-            if self._engine is not None:
-                self._engine.close()
-                self._engine = None
+        super().__init__(files, first_plan(policy, budget, files.atp), options)
 
     def caption(
         self,
@@ -196,57 +119,12 @@ class Captioner:
                 media marker.
             KeyboardInterrupt: Ctrl-C, within one decode step.
         """
-        plan = self._plan if policy is None else self.settle_plan(parse_plan(policy))
+        plan = self.plan_of(policy)
         started = time.perf_counter()
         pixels = [load_image(source) for source in _as_list(image)]
         t_load = 1000 * (time.perf_counter() - started)
         return self.caption_pixels(
             pixels, prompt, plan=plan, sampling=sampling, on_token=on_token, t_load=t_load
-        )
-
-    def caption_pixels(
-        self,
-        pixels: Sequence[Pixels],
-        prompt: str | Sequence[Turn],
-        *,
-        plan: Sequence[CutSpec],
-        sampling: SamplingConfig | None = None,
-        on_token: Callable[[str], bool] | None = None,
-        t_load: float = 0.0,
-    ) -> Caption:
-        """The part of :meth:`caption` after opening and planning.
-
-        Args:
-            pixels: uint8 [h, w, 3] each, as load_image returns them.
-            prompt: the question, or a conversation with its images' places.
-            plan: settled cuts, as settle_plan returns them.
-            sampling: see caption.
-            on_token: see caption.
-            t_load: ms to put into the result.
-        """
-        draw = sampling or SamplingConfig()
-        text = self.render(prompt, len(pixels))
-        spec, started = self._image_spec, time.perf_counter()
-        prepared = [prepare(image, spec, n_images=len(pixels)) for image in pixels] if spec else []
-        t_load += 1000 * (time.perf_counter() - started)
-        with self._lock:
-            engine = self._opened()
-            if self._batch.locked():
-                raise AtpError(_BUSY)
-            result = engine.generate(
-                text,
-                [as_tiles(image, spec) for image in prepared] if spec else pixels,
-                plan=self._cuts(engine, plan),
-                on_token=on_token,
-                **draw.engine_options(),
-            )
-        return Caption(
-            text=result.text.strip(),
-            finish_reason=result.finish_reason,
-            report=result.report,
-            plan=tuple(plan),
-            t_load=t_load,
-            views=views_of(prepared, spec, result.report) if spec else (),
         )
 
     def caption_many(
@@ -295,94 +173,103 @@ class Captioner:
                 the rows under way.
             PlanError: cuts that this model cannot run.
         """
-        from atp_cpp.batch.many import start_run
-
         return start_run(
             self,
             images,
             prompt,
-            plan=self._plan if policy is None else self.settle_plan(parse_plan(policy)),
+            plan=self.plan_of(policy),
             sampling=sampling or SamplingConfig(),
             batch_size=batch_size,
             ordered=ordered,
             kv_budget=kv_budget,
             embeddings=embeddings,
             n_load_threads=n_load_threads,
-            overlap=self._overlaps if overlap is None else overlap,
+            overlap=self.overlaps if overlap is None else overlap,
             on_error=on_error,
         )
 
-    def config_hash(
-        self, *, plan: Sequence[CutSpec] | None = None, sampling: SamplingConfig | None = None
-    ) -> str:
-        """16 hex digits that change with whatever changes captions: rows with others are not done.
+    @classmethod
+    def from_pretrained(
+        cls,
+        repo_id: str,
+        filename: str | None = None,
+        *,
+        mmproj: str | None = None,
+        atp: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        policy: PolicyLike = None,
+        budget: Budget | None = None,
+        n_gpu_layers: int = -1,
+        n_ctx: int = 4096,
+        n_ubatch: int = 512,
+        n_threads: int = 0,
+        n_threads_encode: int = 0,
+        flash_attn: str = "auto",
+        type_k: str = "f16",
+        type_v: str = "f16",
+        self_test: bool = True,
+    ) -> Captioner:
+        """A captioner from GGUF files of the Hugging Face hub, downloaded once into its cache.
+
+        Args:
+            repo_id: "org/name".
+            filename: the text model's name there, or a pattern such as "*q4_k_m.gguf" (capitals do
+                not matter); may be left out where there is only one.
+            mmproj: name or pattern of the vision projector; if not given, the only
+                ``mmproj*.gguf``, or the only one in f16.
+            atp: name or pattern of the sidecar; if not given, the only ``atp-*.gguf``, if there is
+                one.
+            revision: branch, tag or commit; the main branch if not given.
+            token: of the hub; True or None: the one of the user's login, False: none.
+            cache_dir: where files are kept; the hub's own cache if not given.
+            local_files_only: take what is in the cache, and do not ask the hub.
+            policy: see Captioner.
+            budget: see Captioner.
+            n_gpu_layers: see Captioner.
+            n_ctx: see Captioner.
+            n_ubatch: see Captioner.
+            n_threads: see Captioner.
+            n_threads_encode: see Captioner.
+            flash_attn: see Captioner.
+            type_k: see Captioner.
+            type_v: see Captioner.
+            self_test: see Captioner.
 
         Raises:
-            ModelError: a model file that cannot be read any more.
+            ModelError: the repository or the file is not there, not ours to read, or not the only
+                one that fits; the hub cannot be reached; huggingface-hub is missing; or the files
+                cannot be used.
+            PlanError: see Captioner.
         """
-        return config_hash(
-            model=self.model,
-            mmproj=self.mmproj,
-            atp=self.atp,
-            plan=self._plan if plan is None else plan,
-            sampling=sampling or SamplingConfig(),
-            **self._rounding,
+        files = hub_files(
+            repo_id,
+            filename,
+            mmproj=mmproj,
+            atp=atp,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
         )
-
-    @contextmanager
-    def open_batch(self, plan: Sequence[CutSpec]) -> Iterator[Engine]:
-        """The engine for one run of :mod:`atp_cpp.batch`, with the plan set; one at a time.
-
-        Raises:
-            AtpError: another run is open, or the captioner is closed.
-        """
-        if not self._batch.acquire(blocking=False):
-            raise AtpError(_BUSY)
-        try:
-            with self._lock:
-                engine = self._opened()
-                engine.set_plan(self._cuts(engine, plan))
-            yield engine
-        finally:
-            self._batch.release()
-
-    def check_open(self) -> None:
-        """Raises AtpError if the captioner is closed."""
-        self._opened()
-
-    def render(self, prompt: str | Sequence[Turn], n_images: int = 1) -> str:
-        """The prompt as the model's chat template has it; see ChatPrompt."""
-        if isinstance(prompt, str):
-            return self._prompt.render(prompt, n_images)
-        turns = list(prompt or ()) if isinstance(prompt, Sequence) else [prompt]
-        said = [turn for turn in turns if isinstance(turn, Turn)]
-        if len(said) < len(turns):
-            raise AtpError("prompt: expected one text; caption_many takes several prompts")
-        return self._prompt.render_chat(said)
-
-    def _opened(self) -> Engine:
-        if self._engine is None:
-            raise AtpError("this Captioner is closed; make a new one")
-        return self._engine
-
-    def _cuts(self, engine: Engine, plan: Sequence[CutSpec]) -> list[Cut]:
-        """A settled plan as the engine takes it."""
-        if uses_atp(plan):
-            return engine.atp_plan(plan[0].budget)
-        return resolve(plan, self._info.n_layer, self._info.legal_cuts)
-
-    def settle_plan(self, plan: Sequence[CutSpec]) -> tuple[CutSpec, ...]:
-        """The plan with layer counts for this model; PlanError if it cannot be run."""
-        info = self._info
-        settled = settle(plan, info.n_layer, info.legal_cuts, info.atp_cuts)
-        if settled and not self._info.can_prune:
-            raise PlanError(
-                f"{self.model.name} ({self._info.arch}) cannot be pruned: {self._info.why_not}; "
-                "policy none runs it whole"
-            )
-        if uses_atp(settled) and self._engine is not None:
-            self._engine.atp_plan(settled[0].budget)  # PlanError if it can never be met
-        return settled
+        return cls(
+            files[0],
+            mmproj=files[1],
+            atp=files[2],
+            policy=policy,
+            budget=budget,
+            n_gpu_layers=n_gpu_layers,
+            n_ctx=n_ctx,
+            n_ubatch=n_ubatch,
+            n_threads=n_threads,
+            n_threads_encode=n_threads_encode,
+            flash_attn=flash_attn,
+            type_k=type_k,
+            type_v=type_v,
+            self_test=self_test,
+        )
 
 
 def _as_list(image: ImageSource | Sequence[ImageSource]) -> list[ImageSource]:

@@ -1,6 +1,6 @@
 """OpenAI's chat completions: their messages in, their dictionaries out, as llama-cpp-python has it.
 
-:func:`create_chat_completion` is a method of :class:`~atp_cpp.captioner.Captioner`.
+:class:`~atp_cpp.captioner.Captioner` is a :class:`ChatSession`.
 """
 
 from __future__ import annotations
@@ -10,181 +10,178 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, overload
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any, Literal, overload
 
+from atp_cpp._core import Report
 from atp_cpp.at_exit import wait_for
+from atp_cpp.caption import Caption
 from atp_cpp.chat_messages import read_messages
-from atp_cpp.config import PolicyLike, SamplingConfig, parse_plan
+from atp_cpp.config import PolicyLike, SamplingConfig
 from atp_cpp.errors import AtpError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from atp_cpp._core import Report
-    from atp_cpp.caption import Caption
-    from atp_cpp.captioner import Captioner
+from atp_cpp.session import Session
 
 _DRAW = SamplingConfig()  # its defaults
 _FINISHED = {"length": "length"}  # all else is a stop, in OpenAI's words
 
 
-@overload
-def create_chat_completion(
-    captioner: Captioner,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    max_tokens: int | None = ...,
-    max_completion_tokens: int | None = ...,
-    temperature: float = ...,
-    top_p: float = ...,
-    top_k: int = ...,
-    min_p: float = ...,
-    presence_penalty: float | None = ...,
-    frequency_penalty: float | None = ...,
-    repeat_penalty: float | None = ...,
-    seed: int | None = ...,
-    stop: str | Sequence[str] | None = ...,
-    response_format: Mapping[str, Any] | None = ...,
-    policy: PolicyLike = ...,
-    n: int | None = ...,
-    logprobs: bool | None = ...,
-    tools: Sequence[Any] | None = ...,
-    model: str | None = ...,
-    stream_options: Mapping[str, Any] | None = ...,
-    allow_http: bool = ...,
-    stream: Literal[False] = ...,
-) -> dict[str, Any]: ...
+class ChatSession(Session):
+    """A session that answers conversations."""
 
+    @overload
+    def create_chat_completion(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int | None = ...,
+        max_completion_tokens: int | None = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        top_k: int = ...,
+        min_p: float = ...,
+        presence_penalty: float | None = ...,
+        frequency_penalty: float | None = ...,
+        repeat_penalty: float | None = ...,
+        seed: int | None = ...,
+        stop: str | Sequence[str] | None = ...,
+        response_format: Mapping[str, Any] | None = ...,
+        policy: PolicyLike = ...,
+        n: int | None = ...,
+        logprobs: bool | None = ...,
+        tools: Sequence[Any] | None = ...,
+        model: str | None = ...,
+        stream_options: Mapping[str, Any] | None = ...,
+        allow_http: bool = ...,
+        stream: Literal[False] = ...,
+    ) -> dict[str, Any]: ...
 
-@overload
-def create_chat_completion(
-    captioner: Captioner,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    max_tokens: int | None = ...,
-    max_completion_tokens: int | None = ...,
-    temperature: float = ...,
-    top_p: float = ...,
-    top_k: int = ...,
-    min_p: float = ...,
-    presence_penalty: float | None = ...,
-    frequency_penalty: float | None = ...,
-    repeat_penalty: float | None = ...,
-    seed: int | None = ...,
-    stop: str | Sequence[str] | None = ...,
-    response_format: Mapping[str, Any] | None = ...,
-    policy: PolicyLike = ...,
-    n: int | None = ...,
-    logprobs: bool | None = ...,
-    tools: Sequence[Any] | None = ...,
-    model: str | None = ...,
-    stream_options: Mapping[str, Any] | None = ...,
-    allow_http: bool = ...,
-    stream: Literal[True],
-) -> Generator[dict[str, Any], None, None]: ...
+    @overload
+    def create_chat_completion(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int | None = ...,
+        max_completion_tokens: int | None = ...,
+        temperature: float = ...,
+        top_p: float = ...,
+        top_k: int = ...,
+        min_p: float = ...,
+        presence_penalty: float | None = ...,
+        frequency_penalty: float | None = ...,
+        repeat_penalty: float | None = ...,
+        seed: int | None = ...,
+        stop: str | Sequence[str] | None = ...,
+        response_format: Mapping[str, Any] | None = ...,
+        policy: PolicyLike = ...,
+        n: int | None = ...,
+        logprobs: bool | None = ...,
+        tools: Sequence[Any] | None = ...,
+        model: str | None = ...,
+        stream_options: Mapping[str, Any] | None = ...,
+        allow_http: bool = ...,
+        stream: Literal[True],
+    ) -> Generator[dict[str, Any], None, None]: ...
 
+    def create_chat_completion(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int | None = None,
+        max_completion_tokens: int | None = None,
+        temperature: float = _DRAW.temp,
+        top_p: float = _DRAW.top_p,
+        top_k: int = _DRAW.top_k,
+        min_p: float = _DRAW.min_p,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        repeat_penalty: float | None = None,
+        seed: int | None = None,
+        stop: str | Sequence[str] | None = None,
+        response_format: Mapping[str, Any] | None = None,
+        policy: PolicyLike = None,
+        n: int | None = None,
+        logprobs: bool | None = None,
+        tools: Sequence[Any] | None = None,
+        model: str | None = None,
+        stream_options: Mapping[str, Any] | None = None,
+        allow_http: bool = False,
+        stream: bool = False,
+    ) -> dict[str, Any] | Generator[dict[str, Any], None, None]:
+        """Answers a conversation, in the form of OpenAI's chat completions.
 
-def create_chat_completion(
-    captioner: Captioner,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    max_tokens: int | None = None,
-    max_completion_tokens: int | None = None,
-    temperature: float = _DRAW.temp,
-    top_p: float = _DRAW.top_p,
-    top_k: int = _DRAW.top_k,
-    min_p: float = _DRAW.min_p,
-    presence_penalty: float | None = None,
-    frequency_penalty: float | None = None,
-    repeat_penalty: float | None = None,
-    seed: int | None = None,
-    stop: str | Sequence[str] | None = None,
-    response_format: Mapping[str, Any] | None = None,
-    policy: PolicyLike = None,
-    n: int | None = None,
-    logprobs: bool | None = None,
-    tools: Sequence[Any] | None = None,
-    model: str | None = None,
-    stream_options: Mapping[str, Any] | None = None,
-    allow_http: bool = False,
-    stream: bool = False,
-) -> dict[str, Any] | Generator[dict[str, Any], None, None]:
-    """Answers a conversation, in the form of OpenAI's chat completions.
+        Args:
+            messages: each with a role ("system" or "developer", "user" or "assistant") and
+                content, a text or a list of ``{"type": "text", "text": …}`` and, in user messages,
+                ``{"type": "image_url", "image_url": {"url": …}}``; "input_text" and "input_image"
+                are the same. A url is ``data:image/…;base64,…``, the base64 alone, ``file://…``, a
+                path, or http(s) if allowed. The content of an assistant may be None.
+            max_tokens: at most this many tokens of answer; 128 if not given. Where the context has
+                less room, the answer ends there, with the reason "length".
+            max_completion_tokens: OpenAI's newer name of it.
+            temperature: 0 is greedy.
+            top_p: see SamplingConfig.
+            top_k: see SamplingConfig.
+            min_p: see SamplingConfig.
+            presence_penalty: see SamplingConfig.
+            frequency_penalty: see SamplingConfig.
+            repeat_penalty: see SamplingConfig.
+            seed: of the draw; 0 if not given.
+            stop: a text that ends the answer, or several.
+            response_format: ``{"type": "json_object"}``, with a ``"schema"`` if wanted, or OpenAI's
+                ``{"type": "json_schema", "json_schema": {"schema": …}}``: the answer is such JSON
+                (unless max_tokens cuts it off).
+            policy: cuts for this call; see Captioner.caption.
+            n: of answers; there is one.
+            logprobs: must be false; they are not kept.
+            tools: must be empty; the model calls none.
+            model: not looked at; there is one.
+            stream_options: ``{"include_usage": True}``: with ``stream``, a last chunk without
+                choices says how many tokens there were.
+            allow_http: whether http(s) urls are downloaded (needs httpx): at most 64 MiB.
+            stream: give the answer in pieces. The messages are checked and images opened at once;
+                the model starts when the first piece is asked for. Closing the generator ends the
+                answer.
 
-    Args:
-        captioner: the model; as a method, ``self``.
-        messages: each with a role ("system" or "developer", "user" or "assistant") and content, a
-            text or a list of ``{"type": "text", "text": …}`` and, in user messages, ``{"type":
-            "image_url", "image_url": {"url": …}}``; "input_text" and "input_image" are the same. A
-            url is ``data:image/…;base64,…``, the base64 alone, ``file://…``, a path, or http(s) if
-            allowed. The content of an assistant may be None.
-        max_tokens: at most this many tokens of answer; 128 if not given. Where the context has
-            less room, the answer ends there, with the reason "length".
-        max_completion_tokens: OpenAI's newer name of it.
-        temperature: 0 is greedy.
-        top_p: see SamplingConfig, here and below.
-        top_k: likewise.
-        min_p: likewise.
-        presence_penalty: likewise.
-        frequency_penalty: likewise.
-        repeat_penalty: likewise.
-        seed: of the draw; 0 if not given.
-        stop: a text that ends the answer, or several.
-        response_format: ``{"type": "json_object"}``, with a ``"schema"`` if wanted, or OpenAI's
-            ``{"type": "json_schema", "json_schema": {"schema": …}}``: the answer is such JSON
-            (unless max_tokens cuts it off).
-        policy: cuts for this call; see Captioner.caption.
-        n: of answers; there is one.
-        logprobs: must be false; they are not kept.
-        tools: must be empty; the model calls none.
-        model: not looked at; there is one.
-        stream_options: ``{"include_usage": True}``: with ``stream``, a last chunk without choices
-            says how many tokens there were.
-        allow_http: whether http(s) urls are downloaded (needs httpx): at most 64 MiB.
-        stream: give the answer in pieces. The messages are checked and images opened at once; the
-            model starts when the first piece is asked for. Closing the generator ends the answer.
+        Returns:
+            The completion as a dictionary; with ``stream`` a generator of its chunks.
 
-    Returns:
-        The completion as a dictionary; with ``stream`` a generator of its chunks.
-
-    Raises:
-        AtpError: a message or an argument that cannot be.
-        ImageError: an image that cannot be opened.
-        ModelError: the model's chat template refuses the conversation.
-        PlanError: cuts that this model cannot run.
-        StageError: for instance a context too small for the prompt.
-    """
-    _refuse_unknown(n=n, logprobs=logprobs, tools=tools, model=model)
-    with_usage = _with_usage(stream_options, stream)
-    turns, pixels = read_messages(messages, allow_http=allow_http)
-    plan = captioner.plan if policy is None else captioner.settle_plan(parse_plan(policy))
-    sampling = SamplingConfig(
-        n_predict=_limit(max_tokens, max_completion_tokens),
-        temp=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        presence_penalty=_or(presence_penalty, _DRAW.presence_penalty),
-        frequency_penalty=_or(frequency_penalty, _DRAW.frequency_penalty),
-        repeat_penalty=_or(repeat_penalty, _DRAW.repeat_penalty),
-        seed=_DRAW.seed if seed is None else seed,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
-        json_schema=_schema(response_format),
-    )
-    captioner.render(turns)  # refuses what cannot be rendered, before anything is streamed
-
-    def answer(on_token: Callable[[str], bool] | None = None) -> Caption:
-        return captioner.caption_pixels(
-            pixels, turns, plan=plan, sampling=sampling, on_token=on_token
+        Raises:
+            AtpError: a message or an argument that cannot be.
+            ImageError: an image that cannot be opened.
+            ModelError: the model's chat template refuses the conversation.
+            PlanError: cuts that this model cannot run.
+            StageError: for instance a context too small for the prompt.
+        """
+        _refuse_unknown(n=n, logprobs=logprobs, tools=tools, model=model)
+        with_usage = _with_usage(stream_options, stream)
+        turns, pixels = read_messages(messages, allow_http=allow_http)
+        plan = self.plan_of(policy)
+        sampling = SamplingConfig(
+            n_predict=_limit(max_tokens, max_completion_tokens),
+            temp=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            min_p=min_p,
+            presence_penalty=_or(presence_penalty, _DRAW.presence_penalty),
+            frequency_penalty=_or(frequency_penalty, _DRAW.frequency_penalty),
+            repeat_penalty=_or(repeat_penalty, _DRAW.repeat_penalty),
+            seed=_DRAW.seed if seed is None else seed,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+            json_schema=_schema(response_format),
         )
+        self.render(turns)  # refuses what cannot be rendered, before anything is streamed
 
-    about = {
-        "id": f"chatcmpl-{uuid.uuid4()}",
-        "created": int(time.time()),
-        "model": captioner.model.name,
-    }
-    return _chunks(answer, about, with_usage) if stream else _completion(answer(), about)
+        def answer(on_token: Callable[[str], bool] | None = None) -> Caption:
+            return self.caption_pixels(
+                pixels, turns, plan=plan, sampling=sampling, on_token=on_token
+            )
+
+        about = {
+            "id": f"chatcmpl-{uuid.uuid4()}",
+            "created": int(time.time()),
+            "model": self.model.name,
+        }
+        return _chunks(answer, about, with_usage) if stream else _completion(answer(), about)
 
 
 def _or(value: float | None, default: float) -> float:

@@ -16,7 +16,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "inspect", help="what is in a GGUF file, where it can be cut", allow_abbrev=False
     )
     parser.add_argument("file", metavar="GGUF", help="text model, vision projector or ATP sidecar")
-    parser.add_argument("-m", "--model", metavar="GGUF", help="does the sidecar fit this model?")
+    parser.add_argument(
+        "-m", "--model", metavar="GGUF", help="does the projector, or the sidecar, fit this model?"
+    )
     parser.add_argument("--json", action="store_true", help="one JSON row")
     add_devices(parser)
     add_verbose(parser)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import math
 import os
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeAlias
+from typing import BinaryIO, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atp_cpp.errors import ModelError
 
+T = TypeVar("T")
 Value: TypeAlias = "int | float | bool | str | list[int | float | bool | str]"
 
 # type id in the file -> struct format; 8 is a string, 9 an array
@@ -86,10 +88,29 @@ def read_header(path: str | os.PathLike[str]) -> GgufHeader:
     Raises:
         ModelError: no such file, not a GGUF, of an unknown version, or cut short.
     """
+    return _opened(path, _read)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, Value]:
+    """Reads the keys before the tokenizer's, which are the long part of a text model's head.
+
+    Raises:
+        ModelError: see read_header.
+    """
+
+    def read(stream: BinaryIO, name: str) -> dict[str, Value]:
+        _, n_pairs = _read_counts(stream, name)
+        return _read_pairs(stream, n_pairs, until="tokenizer.")
+
+    return _opened(path, read)
+
+
+def _opened(path: str | os.PathLike[str], read: Callable[[BinaryIO, str], T]) -> T:
+    """Reads a file, and names what is wrong with it."""
     name = os.fspath(path)
     try:
         with Path(path).open("rb") as stream:
-            return _read(stream, name)
+            return read(stream, name)
     except FileNotFoundError:
         raise ModelError(f"{name}: no such file; check the path") from None
     except IsADirectoryError:
@@ -106,7 +127,8 @@ def read_header(path: str | os.PathLike[str]) -> GgufHeader:
         ) from error
 
 
-def _read(stream: BinaryIO, name: str) -> GgufHeader:
+def _read_counts(stream: BinaryIO, name: str) -> tuple[int, int]:
+    """Magic and version, checked; numbers of tensors and of keys."""
     magic = stream.read(4)
     if magic != b"GGUF":
         got = f"a file that begins with {magic!r}" if magic else "an empty file"
@@ -118,12 +140,23 @@ def _read(stream: BinaryIO, name: str) -> GgufHeader:
         raise ModelError(
             f"{name}: expected GGUF version 2 or 3, got {version}; convert the model again"
         )
-    n_tensors = int(_scalar(stream, "Q"))
-    n_pairs = int(_scalar(stream, "Q"))
+    return int(_scalar(stream, "Q")), int(_scalar(stream, "Q"))
+
+
+def _read_pairs(stream: BinaryIO, n_pairs: int, until: str | None = None) -> dict[str, Value]:
+    """Keys and values, up to the first key that begins with `until`."""
     metadata: dict[str, Value] = {}
     for _ in range(n_pairs):
         key = _string(stream)
+        if until is not None and key.startswith(until):
+            break
         metadata[key] = _value(stream, int(_scalar(stream, "I")))
+    return metadata
+
+
+def _read(stream: BinaryIO, name: str) -> GgufHeader:
+    n_tensors, n_pairs = _read_counts(stream, name)
+    metadata = _read_pairs(stream, n_pairs)
     infos: list[tuple[str, TensorInfo]] = []
     for _ in range(n_tensors):
         tensor = _string(stream)

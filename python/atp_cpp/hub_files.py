@@ -3,8 +3,6 @@
 Model, vision projector and sidecar are told apart by name: ``mmproj*.gguf`` is a projector,
 ``atp-*.gguf`` a sidecar, any other ``*.gguf`` a text model. Everything goes through
 huggingface-hub, so its settings hold: token, cache, endpoint, offline mode.
-
-:func:`from_pretrained` is a class method of :class:`~atp_cpp.captioner.Captioner`.
 """
 
 from __future__ import annotations
@@ -16,15 +14,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from atp_cpp.config import Budget, PolicyLike
 from atp_cpp.errors import ModelError
 
-if TYPE_CHECKING:
-    from atp_cpp.captioner import Captioner
-
-__all__ = ["Choice", "choose", "from_pretrained", "hub_files", "hub_model"]
+__all__ = ["Choice", "choose", "hub_files", "hub_model"]
 
 _PART = re.compile(
     r"-(\d{5})-of-(\d{5})\.gguf$"
@@ -50,96 +44,13 @@ class Choice:
     parts: tuple[str, ...] = ()
 
 
-def from_pretrained(
-    cls: type[Captioner],
-    repo_id: str,
-    filename: str | None = None,
-    *,
-    mmproj: str | None = None,
-    atp: str | None = None,
-    revision: str | None = None,
-    token: str | bool | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    policy: PolicyLike = None,
-    budget: Budget | None = None,
-    n_gpu_layers: int = -1,
-    n_ctx: int = 4096,
-    n_ubatch: int = 512,
-    n_threads: int = 0,
-    n_threads_encode: int = 0,
-    flash_attn: str = "auto",
-    type_k: str = "f16",
-    type_v: str = "f16",
-    self_test: bool = True,
-) -> Captioner:
-    """A captioner from GGUF files of the Hugging Face hub, downloaded once into its cache.
-
-    Args:
-        cls: Captioner; as a class method, not given.
-        repo_id: "org/name".
-        filename: the text model's name there, or a pattern such as "*q4_k_m.gguf" (capitals do not
-            matter); may be left out where there is only one.
-        mmproj: likewise of the vision projector; if not given, the only ``mmproj*.gguf``, or the
-            only one in f16.
-        atp: likewise of the sidecar; if not given, the only ``atp-*.gguf``, if there is one.
-        revision: branch, tag or commit; the main branch if not given.
-        token: of the hub; True or None: the one of the user's login, False: none.
-        cache_dir: where files are kept; the hub's own cache if not given.
-        local_files_only: take what is in the cache, and do not ask the hub.
-        policy: see Captioner, here and below.
-        budget: likewise.
-        n_gpu_layers: likewise.
-        n_ctx: likewise.
-        n_ubatch: likewise.
-        n_threads: likewise.
-        n_threads_encode: likewise.
-        flash_attn: likewise.
-        type_k: likewise.
-        type_v: likewise.
-        self_test: likewise.
-
-    Raises:
-        ModelError: the repository or the file is not there, not ours to read, or not the only one
-            that fits; the hub cannot be reached; huggingface-hub is missing; or the files cannot
-            be used.
-        PlanError: see Captioner.
-    """
-    files = hub_files(
-        repo_id,
-        filename,
-        mmproj=mmproj,
-        atp=atp,
-        revision=revision,
-        token=token,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
-    return cls(
-        files[0],
-        mmproj=files[1],
-        atp=files[2],
-        policy=policy,
-        budget=budget,
-        n_gpu_layers=n_gpu_layers,
-        n_ctx=n_ctx,
-        n_ubatch=n_ubatch,
-        n_threads=n_threads,
-        n_threads_encode=n_threads_encode,
-        flash_attn=flash_attn,
-        type_k=type_k,
-        type_v=type_v,
-        self_test=self_test,
-    )
-
-
 def hub_model(repo_and_quant: str) -> tuple[Path, Path, Path | None]:
     """The files that ``-hf user/repo[:quant]`` names: model, projector, and sidecar or None.
 
     Without a quantisation it is llama.cpp's usual one (Q4_K_M, else Q8_0) where there are several.
 
     Raises:
-        ModelError: see from_pretrained.
+        ModelError: see Captioner.from_pretrained.
     """
     repo, colon, quant = repo_and_quant.partition(":")
     if colon and not quant:
@@ -161,11 +72,11 @@ def hub_files(
     local_files_only: bool = False,
     usual: Sequence[str] = (),
 ) -> tuple[Path, Path, Path | None]:
-    """Model, projector, and sidecar or None, here on the disk; see from_pretrained.
+    """Model, projector, and sidecar or None, here on the disk; see Captioner.from_pretrained.
 
     Args:
         repo: "org/name".
-        filename: see from_pretrained, here and below.
+        filename: see Captioner.from_pretrained, here and below.
         mmproj: likewise.
         atp: likewise.
         revision: likewise.
@@ -216,7 +127,7 @@ def choose(
     atp: str | None = None,
     usual: Sequence[str] = (),
 ) -> Choice:
-    """Which files of a repository to load; see from_pretrained and hub_files.
+    """Which files of a repository to load; see Captioner.from_pretrained and hub_files.
 
     Raises:
         ModelError: nothing fits, or more than one; it lists what there is.
@@ -315,7 +226,7 @@ def _named_failures(repo: str, revision: str | None, offline: bool) -> Iterator[
     """Says what happened, and what to do, in one line."""
     from huggingface_hub import constants, errors
 
-    from atp_cpp.convert.hub import is_unreachable, quiet
+    from atp_cpp.hub_client import is_unreachable, quiet
 
     at = f" at revision {revision}" if revision else ""
     login = "log in with an account that may read it (hf auth login, HF_TOKEN, or token=)"

@@ -12,6 +12,7 @@ from atp_cpp.errors import ModelError
 from atp_cpp.gguf_header import GgufHeader, Value, read_header
 from atp_cpp.inspect_sidecar import SidecarFacts, inspect_sidecar
 from atp_cpp.model_files import image_spec_of
+from atp_cpp.pairing import describe, projector_kind, why_no_pair
 
 _INSPECT_CTX = 512  # positions; nothing long is run
 
@@ -25,6 +26,7 @@ class TextModelFacts:
         kind: "text model".
         arch: general.architecture.
         name: general.name.
+        about: the name, and the models that the file says it was made from.
         n_layer: depth.
         n_embd: width.
         n_vocab: size of the vocabulary.
@@ -41,6 +43,7 @@ class TextModelFacts:
     kind: str
     arch: str
     name: str
+    about: str
     n_layer: int
     n_embd: int
     n_vocab: int
@@ -57,7 +60,7 @@ class TextModelFacts:
         pruning = "yes" if self.can_prune else f"no: {self.why_not}"
         template = "yes" if self.has_chat_template else "no (LLaVA-1.5's form is used)"
         return [
-            f"{self.file}: text model" + (f" ({self.name})" if self.name else ""),
+            f"{self.file}: text model" + (f" ({self.about})" if self.about else ""),
             f"  architecture   {self.arch}",
             f"  layers         {self.n_layer}",
             f"  width          {self.n_embd}",
@@ -79,6 +82,7 @@ class ProjectorFacts:
         kind: "vision projector".
         projector: kind of projector, as libmtmd names it.
         name: general.name.
+        about: the name, and the models that the file says it was made from.
         image_size: px, side of the picture the encoder takes (the largest, if it varies); 0 if not
             said.
         patch_size: px; 0 if not said.
@@ -88,12 +92,17 @@ class ProjectorFacts:
         width: width of the image tokens it makes: must be the text model's. 0 if the file does not
             say.
         n_params: parameters.
+        model: the text model it was compared with; "" if none.
+        model_about: what that file says of itself, as in `about`.
+        fits: whether the two seem to belong together; None if there was none.
+        why_not: the reason if they do not.
     """
 
     file: str
     kind: str
     projector: str
     name: str
+    about: str
     image_size: int
     patch_size: int
     images: str
@@ -101,18 +110,27 @@ class ProjectorFacts:
     n_embd: int
     width: int
     n_params: int
+    model: str
+    model_about: str
+    fits: bool | None
+    why_not: str
 
     def lines(self) -> list[str]:
         """For a reader."""
+        end = ["  give it with --mmproj, beside its text model in -m"]
+        if self.fits is not None:
+            answer = "yes" if self.fits else f"no: {self.why_not}"
+            about = f" ({self.model_about})" if self.model_about else ""
+            end = [f"  text model     {self.model}{about}", f"  fits           {answer}"]
         return [
-            f"{self.file}: vision projector (mmproj)" + (f" ({self.name})" if self.name else ""),
+            f"{self.file}: vision projector (mmproj)" + (f" ({self.about})" if self.about else ""),
             f"  projector      {self.projector}",
             f"  width          {self.width or 'not said'}: fits text models of this width",
             f"  encoder        {self.n_layer} blocks of width {self.n_embd}",
             f"  image, patch   {self.image_size} px, {self.patch_size} px",
             f"  images         {self.images or 'prepared as llama.cpp does'}",
             f"  parameters     {_count(self.n_params)}",
-            "  give it with --mmproj, beside its text model in -m",
+            *end,
         ]
 
 
@@ -127,28 +145,28 @@ def inspect_file(
 
     Args:
         path: the file.
-        model: text model that a sidecar is compared with.
+        model: text model that a projector or a sidecar is compared with.
         n_gpu_layers: for the self-test.
         n_threads: for the self-test; 0 lets the engine choose.
 
     Raises:
         ModelError: not a GGUF, cut short, nothing llama.cpp can run, or a model to compare with
-            what is no sidecar.
+            another text model.
     """
     header = read_header(path)
     if header.metadata.get("general.type") == "adapter":
         return inspect_sidecar(path, model=model, n_gpu_layers=n_gpu_layers, n_threads=n_threads)
+    if header.arch == "clip":
+        return _projector_facts(path, header, model)
     if model is not None:
         raise ModelError(
-            f"{Path(path)}: not an adapter; -m is for comparing a sidecar with a model"
+            f"{Path(path)} is a text model; -m is for comparing a projector or a sidecar with one"
         )
-    if header.arch == "clip":
-        return _projector_facts(path, header)
-    return _text_model_facts(path, n_gpu_layers, n_threads)
+    return _text_model_facts(path, header, n_gpu_layers, n_threads)
 
 
 def _text_model_facts(
-    path: str | os.PathLike[str], n_gpu_layers: int, n_threads: int
+    path: str | os.PathLike[str], header: GgufHeader, n_gpu_layers: int, n_threads: int
 ) -> TextModelFacts:
     engine = Engine(
         os.fspath(path), n_gpu_layers=n_gpu_layers, n_threads=n_threads, n_ctx=_INSPECT_CTX
@@ -160,6 +178,7 @@ def _text_model_facts(
             kind="text model",
             arch=info.arch,
             name=info.name,
+            about=describe(header.metadata),
             n_layer=info.n_layer,
             n_embd=info.n_embd,
             n_vocab=info.n_vocab,
@@ -175,7 +194,9 @@ def _text_model_facts(
         engine.close()
 
 
-def _projector_facts(path: str | os.PathLike[str], header: GgufHeader) -> ProjectorFacts:
+def _projector_facts(
+    path: str | os.PathLike[str], header: GgufHeader, model: str | os.PathLike[str] | None
+) -> ProjectorFacts:
     meta = header.metadata
     if not meta.get("clip.has_vision_encoder", "clip.vision.block_count" in meta):
         raise ModelError(
@@ -188,21 +209,42 @@ def _projector_facts(path: str | os.PathLike[str], header: GgufHeader) -> Projec
         for extent in shape:
             size *= extent
         n_params += size
+    width = _token_width(header)
+    text = None if model is None else read_header(model)
+    why_not = "" if text is None or model is None else _why_no_pair(path, width, model, text)
     return ProjectorFacts(
         file=os.fspath(path),
         kind="vision projector",
-        projector=str(
-            meta.get("clip.projector_type") or meta.get("clip.vision.projector_type") or "mlp"
-        ),
+        projector=projector_kind(meta),
         name=str(meta.get("general.name", "")),
+        about=describe(meta),
         image_size=_int(meta.get("clip.vision.image_size")),
         patch_size=_int(meta.get("clip.vision.patch_size")),
         images="" if spec is None else str(spec),
         n_layer=_int(meta.get("clip.vision.block_count")),
         n_embd=_int(meta.get("clip.vision.embedding_length")),
-        width=_token_width(header),
+        width=width,
         n_params=n_params,
+        model="" if model is None else os.fspath(model),
+        model_about="" if text is None else describe(text.metadata),
+        fits=None if model is None else not why_not,
+        why_not=why_not,
     )
+
+
+def _why_no_pair(
+    path: str | os.PathLike[str],
+    width: int,
+    model: str | os.PathLike[str],
+    text: GgufHeader,
+) -> str:
+    """Why a projector is not the text model's: their widths first."""
+    if text.arch == "clip" or text.metadata.get("general.type") == "adapter":
+        raise ModelError(f"{Path(model)} is no text model; -m takes one")
+    theirs = _int(text.metadata.get(f"{text.arch}.embedding_length"))
+    if width and theirs and width != theirs:
+        return f"its image tokens are {width} wide, the text model is {theirs}"
+    return why_no_pair(model, path)
 
 
 def _token_width(header: GgufHeader) -> int:

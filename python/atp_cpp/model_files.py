@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 from atp_cpp.errors import ModelError
 from atp_cpp.gguf_header import read_header
 from atp_cpp.image_spec import ImageSpec
+from atp_cpp.pairing import why_no_pair
 from atp_cpp.projector_check import check_projector
 
 DEMO_DIR = Path(__file__).with_name("demo")
@@ -15,6 +18,37 @@ DEMO_MODEL = "atp-demo.gguf"
 DEMO_MMPROJ = "mmproj-atp-demo.gguf"
 DEMO_ATP = "atp-atp-demo-f32.gguf"
 _NEWLINES = {"v.image_newline", "model.image_newline"}  # the second in older files
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """The files of one model.
+
+    Attributes:
+        model: GGUF of the text model.
+        mmproj: GGUF of its vision projector.
+        atp: GGUF of its ATP sidecar; None: it has none.
+    """
+
+    model: Path
+    mmproj: Path
+    atp: Path | None = None
+
+    @classmethod
+    def chosen(
+        cls,
+        model: str | os.PathLike[str] | None,
+        mmproj: str | os.PathLike[str] | None,
+        atp: str | os.PathLike[str] | None = None,
+    ) -> ModelFiles:
+        """The user's files, or those of the demo model; see model_files and atp_file.
+
+        Raises:
+            ModelError: see model_files and atp_file.
+        """
+        return cls(*model_files(model, mmproj), atp_file(model, atp))
 
 
 def model_files(
@@ -42,6 +76,8 @@ def model_files(
                 )
         return files
     if mmproj is None:
+        if not os.path.lexists(model):  # the first thing to be said of it
+            raise ModelError(f"{os.fspath(model)}: no such file; check the path")
         raise ModelError(
             f"{os.fspath(model)}: a text model sees only with its vision projector; "
             "give its mmproj file too"
@@ -75,6 +111,16 @@ def image_spec_of(mmproj: Path) -> ImageSpec | None:
             "their lines; convert the model again"
         )
     return spec
+
+
+def note_pair(model: Path, mmproj: Path) -> None:
+    """Warns where a projector is probably another model's: llama.cpp takes any of equal width."""
+    if reason := why_no_pair(model, mmproj):
+        _log.warning(
+            "%s; if they do not belong together, answers have nothing to do with the image; give "
+            "the mmproj file that was made with this text model",
+            reason,
+        )
 
 
 def atp_file(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from atp_cpp.errors import ModelError
 from atp_cpp.gguf_header import GgufHeader
+from atp_cpp.pairing import projector_kind
 
 _KEYS = {
     "hidden": "clip.vision.embedding_length",
@@ -28,7 +29,7 @@ def check_projector(header: GgufHeader, name: str) -> None:
     Raises:
         ModelError: the first thing that does not fit.
     """
-    if header.metadata.get("clip.projector_type", "mlp") != "mlp":
+    if projector_kind(header.metadata) != "mlp":
         return
     sizes: dict[str, int] = {}
     for size, key in _KEYS.items():

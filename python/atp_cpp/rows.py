@@ -6,13 +6,11 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from atp_cpp.caption import Caption
 from atp_cpp.config import CutSpec, plan_text
-
-if TYPE_CHECKING:
-    from atp_cpp.caption import Caption
-    from atp_cpp.captioner import Captioner
+from atp_cpp.model_files import ModelFiles
 
 __all__ = ["CANCELLED", "ERROR", "OK", "Row", "failed_row", "good_row"]
 
@@ -155,7 +153,7 @@ def good_row(
     image: str,
     prompt: str,
     caption: Caption,
-    captioner: Captioner,
+    files: ModelFiles,
     seed: int,
     *,
     custom_id: str | None = None,
@@ -183,9 +181,9 @@ def good_row(
         t_prefill=report.t_prefill,
         t_decode=report.t_decode,
         kv_bytes=report.kv_bytes,
-        model=str(captioner.model),
-        mmproj=str(captioner.mmproj),
-        atp="" if captioner.atp is None else str(captioner.atp),
+        model=str(files.model),
+        mmproj=str(files.mmproj),
+        atp="" if files.atp is None else str(files.atp),
         policy=plan_text(caption.plan),
         config_hash=config_hash,
         seed=seed,
@@ -196,12 +194,12 @@ def failed_row(
     image: str,
     prompt: str,
     error: str,
-    captioner: Captioner,
+    files: ModelFiles,
     seed: int,
     *,
+    plan: Sequence[CutSpec],
     partial: str = "",
     cancelled: bool = False,
-    plan: Sequence[CutSpec] | None = None,
     custom_id: str | None = None,
     sha256: str = "",
     t_load: float = 0.0,
@@ -213,11 +211,11 @@ def failed_row(
         image: what the image is called.
         prompt: the question.
         error: what went wrong.
-        captioner: the model.
+        files: those of the model.
         seed: of the draw.
+        plan: the cuts that would have been made.
         partial: the answer as far as it came before an interruption.
         cancelled: interrupted, also where nothing of the answer was there yet.
-        plan: the cuts that would have been made; the captioner's if not given.
         custom_id: the image's name if not given.
         sha256: of the image's bytes, if they were read.
         t_load: ms to open the image, if it could be.
@@ -233,10 +231,10 @@ def failed_row(
         status=ERROR,
         error=error,
         t_load=t_load,
-        model=str(captioner.model),
-        mmproj=str(captioner.mmproj),
-        atp="" if captioner.atp is None else str(captioner.atp),
-        policy=plan_text(captioner.plan if plan is None else plan),
+        model=str(files.model),
+        mmproj=str(files.mmproj),
+        atp="" if files.atp is None else str(files.atp),
+        policy=plan_text(plan),
         config_hash=config_hash,
         seed=seed,
     )

@@ -8,16 +8,13 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
 from atp_cpp.errors import ModelError
+from atp_cpp.sidecar_schema import SidecarFields, is_number
 
-if TYPE_CHECKING:
-    from atp_cpp.sidecar import AtpSidecar
-
-VERSION = 1
 SCORE_NORMS = ("none", "relative", "minmax")
 DIVISORS = ("rows_visible", "rows_all")
 SCORES = ("avg", "self", "cross")
@@ -48,14 +45,9 @@ def tensor_shapes(cuts: Iterable[int], *, n_bins: int, n_hidden: int) -> dict[st
     return shapes
 
 
-def check_sidecar(sidecar: AtpSidecar, source: str) -> None:
+def check_sidecar(sidecar: SidecarFields, source: str) -> None:
     """Raises ModelError, naming `source` and the field, unless every rule is met."""
     _Check(source).sidecar(sidecar)
-
-
-def is_number(value: object) -> bool:
-    """A real number; True and False are none."""
-    return isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
 
 
 class _Check:
@@ -64,7 +56,7 @@ class _Check:
     def __init__(self, source: str) -> None:
         self._source = source
 
-    def sidecar(self, s: AtpSidecar) -> None:
+    def sidecar(self, s: SidecarFields) -> None:
         for field, longest in (
             ("arch", MAX_NAME),
             ("name", MAX_NAME),
@@ -105,7 +97,7 @@ class _Check:
         self._kept(s)
         self._tensors(s)
 
-    def _kept(self, s: AtpSidecar) -> None:
+    def _kept(self, s: SidecarFields) -> None:
         if not isinstance(s.kept, tuple) or len(s.kept) != len(s.cuts):
             self._wrong("kept", f"{len(s.cuts)} fractions, one a cut", s.kept)
         before = 1.0
@@ -114,7 +106,7 @@ class _Check:
                 self._wrong("kept", "fractions in (0, 1], none above the one before", s.kept)
             before = share
 
-    def _tensors(self, s: AtpSidecar) -> None:
+    def _tensors(self, s: SidecarFields) -> None:
         shapes = tensor_shapes(s.cuts, n_bins=s.n_bins, n_hidden=s.n_hidden)
         if not isinstance(s.tensors, Mapping):
             self._wrong("tensors", "a dictionary of arrays", type(s.tensors).__name__)

@@ -1,20 +1,22 @@
-"""A sidecar as a GGUF file: the keys of docs/sidecar.md, written with the gguf package."""
+"""A sidecar as a GGUF file, see docs/sidecar.md. The gguf package writes, the engine reads."""
 
 from __future__ import annotations
 
 import os
 from contextlib import closing, suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+
+from atp_cpp._core import load_sidecar
 from atp_cpp.errors import ModelError
-from atp_cpp.sidecar_check import VERSION, tensor_shapes
-
-if TYPE_CHECKING:
-    from atp_cpp.sidecar import AtpSidecar
+from atp_cpp.sidecar_check import tensor_shapes
+from atp_cpp.sidecar_schema import VERSION, Floats, SidecarFields
 
 
-def write(sidecar: AtpSidecar, path: Path) -> Path:
+def write(sidecar: SidecarFields, path: Path) -> Path:
     """Writes a valid sidecar; an existing file is replaced once the new one is complete.
 
     Raises:
@@ -40,7 +42,33 @@ def write(sidecar: AtpSidecar, path: Path) -> Path:
     return path
 
 
-def _add_metadata(writer: Any, s: AtpSidecar) -> None:
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Field name -> value of the sidecar in a GGUF file, read as the engine does.
+
+    Raises:
+        ModelError: not a sidecar, damaged, or against a rule of docs/sidecar.md.
+    """
+    weights = load_sidecar(os.fspath(path))
+    values = {
+        f.name: getattr(weights, f.name)
+        for f in fields(SidecarFields)
+        if f.name not in ("cuts", "tensors")
+    }
+    tensors: dict[str, Floats] = {}
+    for module in weights.modules:
+        prefix = f"blk.{module.after - 1}.atp_"
+        tensors[prefix + "proj.weight"] = module.proj_w
+        tensors[prefix + "proj.bias"] = module.proj_b
+        for theta in ("theta_r", "theta_s"):
+            weight, bias = getattr(module, theta + "_w"), getattr(module, theta + "_b")
+            tensors[f"{prefix}{theta}.weight"] = weight[None, :]
+            tensors[f"{prefix}{theta}.bias"] = np.array([bias], np.float32)
+    values["cuts"] = tuple(module.after for module in weights.modules)
+    values["tensors"] = tensors
+    return values
+
+
+def _add_metadata(writer: Any, s: SidecarFields) -> None:
     writer.add_type("adapter")
     writer.add_name(s.name)
     writer.add_base_model_count(1)

@@ -97,7 +97,7 @@ def vision_metadata(shape: VisionShape) -> Metadata:
     std = [0.26862954, 0.26130258, 0.27577711] if is_clip else [0.5, 0.5, 0.5]
     meta: dict[str, bool | int | float | str | list[float] | list[int]] = {
         "general.type": "mmproj",
-        "general.name": shape.name or f"tiny random {shape.layout} tower",
+        "general.name": shape.name or "tiny random tower",  # a tower for any tiny random decoder
         "clip.has_vision_encoder": True,
         "clip.projector_type": _PROJECTOR[shape.layout],
         "clip.use_gelu": shape.layout in ("mlp", "qwen3vl", "gemma3"),

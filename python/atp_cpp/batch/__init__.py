@@ -8,10 +8,17 @@ strings all this together; :mod:`many` is where ``Captioner.caption_many`` begin
 
 Of what comes out, :mod:`sink` decides where it goes: :mod:`rows_file` (:mod:`resume` reads it back,
 :mod:`parquet` makes a table of it) and :mod:`text_files`; :mod:`config_hash` says which rows belong
-to the same configuration. :class:`CaptionBatch` is the same for frameworks that bring their own
-data and processes.
+to the same configuration. :class:`atp_cpp.CaptionBatch` is the same for frameworks that bring
+their own data and processes.
 """
 
-from atp_cpp.batch.ray_batch import CaptionBatch
+from typing import Any
 
-__all__ = ["CaptionBatch"]
+
+def __getattr__(name: str) -> Any:
+    """CaptionBatch was here; it is built on all of this, so it is imported when asked for."""
+    if name == "CaptionBatch":
+        from atp_cpp.caption_batch import CaptionBatch
+
+        return CaptionBatch
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

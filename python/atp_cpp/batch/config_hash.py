@@ -12,7 +12,7 @@ import json
 import os
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from io import FileIO
 from pathlib import Path
@@ -45,6 +45,7 @@ def config_hash(
     flash_attn: str = "auto",
     type_k: str = "f16",
     type_v: str = "f16",
+    fingerprint: Callable[[_Path], str] | None = None,
 ) -> str:
     """The configuration of a run as 16 hex digits.
 
@@ -57,15 +58,17 @@ def config_hash(
         flash_attn: as the engine was given it.
         type_k: likewise.
         type_v: likewise.
+        fingerprint: of a file; file_fingerprint if not given.
 
     Raises:
         ModelError: a file that cannot be read.
     """
+    of = fingerprint or file_fingerprint
     facts = {
         "version": _VERSION,
-        "model": file_fingerprint(model),
-        "mmproj": file_fingerprint(mmproj),
-        "atp": file_fingerprint(atp) if atp is not None and uses_atp(plan) else None,
+        "model": of(model),
+        "mmproj": of(mmproj),
+        "atp": of(atp) if atp is not None and uses_atp(plan) else None,
         "plan": [asdict(cut) for cut in plan],
         "sampling": sampling.facts(),
         "flash_attn": flash_attn,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
@@ -16,10 +16,8 @@ from atp_cpp.batch.pipeline import BatchOptions, CaptionRun, OnError
 from atp_cpp.batch.room import default_budget, parse_size
 from atp_cpp.errors import AtpError
 from atp_cpp.images import ImageSource, in_memory, is_open_file, source_name
+from atp_cpp.session import Session
 from atp_cpp.texts import check_whole
-
-if TYPE_CHECKING:
-    from atp_cpp.captioner import Captioner
 
 MAX_BATCH = 255  # llama.cpp's limit, less the sequence that holds the shared text
 
@@ -43,7 +41,7 @@ def items_from(images: Iterable[ImageSource | Item], prompts: tuple[str, ...]) -
 
 
 def start_run(
-    captioner: Captioner,
+    session: Session,
     images: Iterable[ImageSource | Item],
     prompt: str | Sequence[str],
     *,
@@ -77,11 +75,11 @@ def start_run(
     if not prompts:
         raise AtpError("expected at least one prompt, got an empty list")
     for text in prompts:
-        captioner.render(text)
+        session.render(text)
     if _is_one(images):
         raise AtpError("expected several images, got one; put it into a list, or use caption")
-    if batch_size > 1 and not captioner.info.can_batch:
-        _log.warning("%s: this kind of model makes one caption at a time", captioner.model.name)
+    if batch_size > 1 and not session.info.can_batch:
+        _log.warning("%s: this kind of model makes one caption at a time", session.model.name)
         batch_size = 1
     if embeddings is not None and not isinstance(embeddings, EmbeddingCache):
         embeddings = EmbeddingCache(embeddings)
@@ -93,7 +91,7 @@ def start_run(
         on_error=on_error,
         **others,
     )
-    return CaptionRun(captioner, items_from(images, prompts), options)
+    return CaptionRun(session, items_from(images, prompts), options)
 
 
 def _check_numbers(**given: tuple[int, int]) -> None:

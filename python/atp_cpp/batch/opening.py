@@ -18,13 +18,13 @@ from PIL import Image
 
 from atp_cpp.batch.heap import give_back
 from atp_cpp.batch.item import Item, Source
+from atp_cpp.batch.limits import MAX_FILE_BYTES, too_large
 from atp_cpp.batch.memory import Memory, Stopped
 from atp_cpp.errors import AtpError, ImageError
 from atp_cpp.images import Pixels, load_image, open_file, opened_image
 
 T = TypeVar("T")
 
-MAX_FILE_BYTES = 1 << 30  # 89 megapixels of 64 bits, the largest image that is opened, are 716 MB
 DECODING = 20  # bytes per pixel at the height of it; measured 10 (RGB) to 20 (RGBA, laid on white)
 _LARGE = 128 << 20  # bytes while decoding; what is left of them is given back to the system
 _MAX_ERROR = 1000  # characters
@@ -148,7 +148,7 @@ def _read(path: str | os.PathLike[str], name: str) -> bytes:
     with open_file(path, name, pipes=False) as stream:
         n_bytes = os.fstat(stream.fileno()).st_size
         if n_bytes > MAX_FILE_BYTES:
-            raise ImageError(too_large(name, n_bytes))
+            raise ImageError(too_large(name, n_bytes, MAX_FILE_BYTES))
         try:
             return stream.read(n_bytes)
         except OSError as error:
@@ -167,14 +167,6 @@ def size_of(source: Source) -> int:
         except (OSError, ValueError):
             return 0
     return int(getattr(source, "n_bytes", 0))
-
-
-def too_large(name: str, n_bytes: int) -> str:
-    """What is said of a file or a tar's member of too many bytes."""
-    return (
-        f"{name}: expected at most {MAX_FILE_BYTES // 2**20} MiB, got {n_bytes // 2**20} MiB; "
-        "this is no single photo, or save it as JPEG"
-    )
 
 
 def told(name: str, error: BaseException) -> str:

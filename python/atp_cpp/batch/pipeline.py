@@ -13,10 +13,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from atp_cpp._core import Result, __version__
-from atp_cpp.batch.config_hash import file_fingerprint
 from atp_cpp.batch.embeddings import EmbeddingCache
 from atp_cpp.batch.encoding import Ahead, Asked, Encoder, Ready
 from atp_cpp.batch.item import Item
@@ -28,10 +27,8 @@ from atp_cpp.errors import AtpError
 from atp_cpp.images import Pixels
 from atp_cpp.preprocess import prepare
 from atp_cpp.rows import Row, failed_row, good_row
+from atp_cpp.session import Session
 from atp_cpp.views import as_tiles
-
-if TYPE_CHECKING:
-    from atp_cpp.captioner import Captioner
 
 OnError: TypeAlias = Literal["record", "stop"]
 
@@ -62,8 +59,8 @@ class CaptionRun(Iterator[Row]):
     given up then. Forgetting it does the same.
     """
 
-    def __init__(self, captioner: Captioner, items: Iterable[Item], options: BatchOptions) -> None:
-        self._batch = _Batch(captioner, items, options)
+    def __init__(self, session: Session, items: Iterable[Item], options: BatchOptions) -> None:
+        self._batch = _Batch(session, items, options)
         self._rows = self._batch.rows()
 
     def __next__(self) -> Row:
@@ -95,8 +92,8 @@ class CaptionRun(Iterator[Row]):
 class _Batch:
     """The work of a run. Holds no reference to its own rows(), which end when they are dropped."""
 
-    def __init__(self, captioner: Captioner, items: Iterable[Item], options: BatchOptions) -> None:
-        self._captioner, self._items, self._options = captioner, items, options
+    def __init__(self, session: Session, items: Iterable[Item], options: BatchOptions) -> None:
+        self._session, self._items, self._options = session, items, options
         self._schedule: Schedule | None = None
         self._stopped = False
         self._config_hash = ""
@@ -107,12 +104,12 @@ class _Batch:
             self._schedule.stop()
 
     def rows(self) -> Generator[Row, None, None]:
-        options, captioner = self._options, self._captioner
-        with captioner.open_batch(options.plan) as engine:
-            self._config_hash = captioner.config_hash(plan=options.plan, sampling=options.sampling)
-            encoder = Encoder(engine, captioner.render, options.sampling.engine_options())
+        options, session = self._options, self._session
+        with session.open_batch(options.plan) as engine:
+            self._config_hash = session.config_hash(plan=options.plan, sampling=options.sampling)
+            encoder = Encoder(engine, session.render, options.sampling.engine_options())
             if options.embeddings is not None:
-                encoder.embeddings, encoder.encoder_id = options.embeddings, encoder_id(captioner)
+                encoder.embeddings, encoder.encoder_id = options.embeddings, encoder_id(session)
             self._schedule = schedule = Schedule(
                 engine, n_parallel=options.batch_size, kv_budget=options.kv_budget
             )
@@ -130,7 +127,7 @@ class _Batch:
 
     def _prepare(self, encoder: Encoder, item: Item, pixels: Pixels) -> Ready:
         """Pixels as the encoder takes them; called in the loading threads."""
-        spec = self._captioner.image_spec
+        spec = self._session.image_spec
         picture = pixels if spec is None else as_tiles(prepare(pixels, spec), spec)
         return encoder.prepare(item, picture)
 
@@ -139,14 +136,14 @@ class _Batch:
         asked: Asked = job.tag
         if not isinstance(outcome, AtpError):
             return asked.number, self._good_row(asked, outcome)
-        self._captioner.check_open()  # else each row to come would only say that it is closed
+        self._session.check_open()  # else each row to come would only say that it is closed
         if self._options.on_error == "stop":
             self.stop()
         return asked.number, failed_row(
             asked.item.image,
             asked.prompt,
             str(outcome),
-            self._captioner,
+            self._session.files,
             self._options.sampling.seed,
             plan=self._options.plan,
             custom_id=asked.item.custom_id,
@@ -167,7 +164,7 @@ class _Batch:
             asked.item.image,
             asked.prompt,
             caption,
-            self._captioner,
+            self._session.files,
             self._options.sampling.seed,
             custom_id=asked.item.custom_id,
             sha256=asked.sha256,
@@ -217,12 +214,12 @@ class _InOrder:
                 self._next += 1
 
 
-def encoder_id(captioner: Captioner) -> str:
+def encoder_id(session: Session) -> str:
     """What changes with whatever changes the embeddings of an image."""
     facts = [
         __version__,  # images are prepared by this package, or by the libmtmd in it
-        file_fingerprint(captioner.mmproj),
-        None if captioner.image_spec is None else captioner.image_spec.metadata(),
-        list(captioner.info.devices),
+        session.mmproj_fingerprint(),
+        None if session.image_spec is None else session.image_spec.metadata(),
+        list(session.info.devices),
     ]
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

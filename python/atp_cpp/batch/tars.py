@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, cast
 
 from atp_cpp.batch.folders import is_image_name
 from atp_cpp.batch.item import Item, Source
-from atp_cpp.batch.opening import MAX_FILE_BYTES, too_large
+from atp_cpp.batch.limits import MAX_FILE_BYTES, too_large
 from atp_cpp.errors import AtpError, ImageError
 from atp_cpp.images import open_file
 
@@ -142,7 +142,7 @@ class _Archive:
         if not member.isreg() or member.issparse():
             return f"{name}: expected a plain file in the archive, got a link or the like", b""
         if member.size > MAX_FILE_BYTES:
-            return too_large(name, member.size), b""
+            return too_large(name, member.size, MAX_FILE_BYTES), b""
         if self._n_bytes is not None:
             return "", Member(self._path, member.offset_data, member.size)
         self._stream.seek(member.offset_data)

@@ -9,32 +9,37 @@ without finding a hole half-way. Which files count as weights follows llama.cpp'
 from __future__ import annotations
 
 import json
+import logging
 import re
 import zipfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from atp_cpp.convert.family import check_counts
+from atp_cpp.checkpoint_names import SMALL
+from atp_cpp.convert.family import check_counts, check_origin
+from atp_cpp.convert.other_weights import (
+    is_adapter,
+    refuse_additions,
+    refuse_two_sets,
+    unread,
+)
 from atp_cpp.errors import ConvertError
 
 __all__ = ["Checkpoint", "TensorFile", "read_checkpoint", "read_config", "read_json_object"]
 
 CONFIG = "config.json"
-# everything but weights: configuration, tokenizer, processor, chat templates, index of the weights;
-# and the model card, from which the licence goes into the files
-SMALL = (
-    *("*.json", "*.jinja", "*.model", "tokenizer.model.*"),
-    *("merges.txt", "vocab.txt", "README.md"),
-)
 EXPECTED = "expected a Hugging Face checkpoint: a folder with config.json and *.safetensors"
 _LFS_HEAD = b"version https://git-lfs"
 # model-00001-of-00003.safetensors
 _PART_OF = re.compile(r"^(?P<stem>.+)-(?P<number>\d+)-of-(?P<total>\d+)(?P<suffix>\.\w+)$")
 # bits of one element, by safetensors' names
 _BITS = {"BOOL": 8, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +101,10 @@ def read_checkpoint(folder: Path, name: str) -> Checkpoint:
         config = _read_config(folder, names)
         _refuse_lfs_pointers(folder, [name for name in names if _is_small(name)])
         files, index = _weight_files(folder, names)
+        refuse_additions(str(folder), names, original="mm_vision_tower" in config)
+        _note_unread(folder, names, files)
         _refuse_lfs_pointers(folder, files)
+        check_origin(config, _formats(folder, files))
         if files[0].endswith(".safetensors"):
             tensors = _read_headers(folder, files)
             if index is not None:
@@ -156,7 +164,7 @@ def _read_config(folder: Path, names: Sequence[str]) -> dict[str, Any]:
         config = read_json_object(folder / CONFIG)
         check_counts(config)
         return config
-    if "adapter_config.json" in names:
+    if any(is_adapter(name) for name in names):
         hint = "it is an adapter (PEFT); merge it into its base model and convert that"
     elif any(name.endswith(".gguf") for name in names):
         hint = "it holds GGUF files, which need no conversion"
@@ -208,6 +216,8 @@ def _weight_files(folder: Path, names: Sequence[str]) -> tuple[list[str], dict[s
                 f"{folder}: missing {', '.join(missing[:3])}{' …' if missing[3:] else ''} "
                 f"({len(missing)} of {len(files)} weight files{source}); download it again"
             )
+        if index is not None:
+            refuse_two_sets(str(folder), names, files, index_name)
         if files:
             return files, index
     others = [name for name in names if name.endswith((".safetensors", ".bin", ".pth", ".pt"))]
@@ -215,6 +225,22 @@ def _weight_files(folder: Path, names: Sequence[str]) -> tuple[list[str], dict[s
     raise ConvertError(
         f"{folder} has no weights; expected model*.safetensors or pytorch_model*.bin{found}"
     )
+
+
+def _note_unread(folder: Path, names: Sequence[str], files: Sequence[str]) -> None:
+    """Says which weights stay out, here and in a folder below."""
+    if others := unread(names, files):
+        listed = ", ".join(others[:3]) + (" …" if others[3:] else "")
+        _log.warning("%s: not read: %s; the weights are %s", folder, listed, _range(files))
+    inner = [name for name in names if (folder / name).is_dir()]
+    if adapters := [n for n in inner if (folder / n / "adapter_config.json").is_file()]:
+        _log.warning(
+            "%s: the adapter in its folder %s is not part of what is converted", folder, adapters[0]
+        )
+
+
+def _range(files: Sequence[str]) -> str:
+    return files[0] if len(files) == 1 else f"{files[0]} … {files[-1]}"
 
 
 def _with_missing_parts(files: Sequence[str]) -> list[str]:
@@ -263,6 +289,18 @@ def _read_headers(folder: Path, files: Sequence[str]) -> dict[str, TensorFile]:
     if not tensors:
         raise ConvertError(f"{folder}: no tensor in {', '.join(files)}; download it again")
     return tensors
+
+
+def _formats(folder: Path, files: Sequence[str]) -> set[str]:
+    """What safetensors files say of their format; damaged ones are named later."""
+    formats = set()
+    for file in files:
+        with (folder / file).open("rb") as stream, suppress(ValueError, AttributeError):
+            n_header = int.from_bytes(stream.read(8), "little")
+            if file.endswith(".safetensors") and n_header < 100_000_000:
+                head = json.loads(stream.read(n_header)).get("__metadata__") or {}
+                formats.add(str(head.get("format", "")))
+    return formats
 
 
 def _safetensors() -> tuple[Callable[..., Any], type[Exception]]:

@@ -6,7 +6,7 @@ our own writing; everything else passes through llama.cpp's converter.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,6 +80,37 @@ def check_counts(config: Mapping[str, Any]) -> None:
                     f"config.json: {where}{key} is {value}; expected at most {most}; get that file "
                     "again"
                 )
+
+
+def check_origin(config: Mapping[str, Any], formats: Collection[str]) -> None:
+    """Refuses weights that another program has quantised, by that program's name.
+
+    Args:
+        config: of config.json.
+        formats: what the weight files say of themselves ("pt", "mlx").
+
+    Raises:
+        ConvertError: MLX, or bitsandbytes, and where the weights are that can be converted.
+    """
+    ours = config.get("quantization_config")
+    method = ours.get("quant_method") if isinstance(ours, Mapping) else None
+    packed = config.get("quantization")
+    if isinstance(packed, Mapping) and "bits" in packed and "group_size" in packed:
+        raise ConvertError(
+            f"the weights are MLX's, quantised to {packed['bits']} bits; convert the checkpoint "
+            "that they were made from"
+        )
+    if "mlx" in formats:
+        raise ConvertError(
+            "the weights are MLX's, which lays tensors out in other orders; convert the checkpoint "
+            "that they were made from"
+        )
+    if method == "bitsandbytes":
+        raise ConvertError(
+            "the weights were quantised by bitsandbytes, which llama.cpp's converter cannot read; "
+            "convert the checkpoint that they were made from, or save the model after "
+            "model.dequantize()"
+        )
 
 
 def check_supported(config: Mapping[str, Any], *, text: bool, vision: bool) -> None:

@@ -12,12 +12,10 @@ import atexit
 import glob
 import hashlib
 import json
-import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -26,21 +24,20 @@ from urllib.parse import urlsplit
 
 from huggingface_hub import (
     HfApi,
-    constants,
     get_hf_file_metadata,
-    get_token,
     hf_hub_url,
     snapshot_download,
     try_to_load_from_cache,
 )
-from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils.tqdm import tqdm
 
-from atp_cpp.convert.checkpoint import SMALL
-from atp_cpp.convert.outputs import readable_size
+from atp_cpp import hub_client as client
+from atp_cpp.checkpoint_names import SMALL
+from atp_cpp.convert.other_weights import is_adapter, refuse_additions
 from atp_cpp.errors import ConvertError
 from atp_cpp.locks import take_lock
+from atp_cpp.readable import readable_size
 
 WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # the second only without the first
 API_TIMEOUT_S = 30
@@ -89,7 +86,7 @@ def read_listing(repo: str, revision: str | None) -> Repository:
     """Asks the hub what is in a repository, and chooses.
 
     Raises:
-        ConvertError: it holds no checkpoint.
+        ConvertError: it holds no checkpoint, or trained parts beside one.
         Exception: what huggingface_hub and its HTTP client raise.
     """
     info = HfApi().model_info(repo, revision=revision, files_metadata=True, timeout=API_TIMEOUT_S)
@@ -99,7 +96,7 @@ def read_listing(repo: str, revision: str | None) -> Repository:
     ]
     names = [file.name for file in files]
     if "config.json" not in names:
-        if "adapter_config.json" in names:
+        if any(is_adapter(name) for name in names):
             hint = "it is an adapter (PEFT); merge it into its base model and convert that"
         elif any(name.endswith(".gguf") for name in names):
             hint = "it holds GGUF files, which need no conversion"
@@ -107,6 +104,7 @@ def read_listing(repo: str, revision: str | None) -> Repository:
             hint = "expected a transformers checkpoint with config.json and *.safetensors"
         raise ConvertError(f"{repo} has no config.json; {hint}")
     here = [file for file in files if "/" not in file.name]
+    refuse_additions(repo, [file.name for file in here], original=True)
     small = [f for f in here if any(fnmatch(f.name, pattern) for pattern in SMALL)]
     small += [f for f in files if fnmatch(f.name, "additional_chat_templates/*.jinja")]
     chosen = (tuple(f for f in here if fnmatch(f.name, pattern)) for pattern in WEIGHTS)
@@ -131,7 +129,8 @@ def missing_files(repository: Repository) -> list[RemoteFile]:
 def listed(files: Sequence[RemoteFile]) -> str:
     """Names and sizes for the user, and where they go."""
     sizes = ", ".join(f"{file.name} ({readable_size(file.n_bytes)})" for file in files)
-    return f"{sizes}, together {readable_size(sum(f.n_bytes for f in files))}, to {cache_folder()}"
+    total = readable_size(sum(file.n_bytes for file in files))
+    return f"{sizes}, together {total}, to {client.cache_folder()}"
 
 
 def download(repository: Repository, missing: Sequence[RemoteFile]) -> Path:
@@ -205,7 +204,7 @@ def check_space(repository: Repository, missing: Sequence[RemoteFile]) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise ConvertError(
-            f"{cache_folder()}: not enough space to download {repository.repo}: expected "
+            f"{client.cache_folder()}: not enough space to download {repository.repo}: expected "
             f"{readable_size(needed)}, got {readable_size(free)} free; free some, or name another "
             "place with HF_HUB_CACHE"
         )
@@ -224,49 +223,10 @@ def cached_folder(repo: str, revision: str | None) -> Path:
     )
 
 
-def is_offline() -> bool:
-    """Whether the user has switched the hub off."""
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def has_token() -> bool:
-    """Whether the user is logged in, or has HF_TOKEN set."""
-    return _token() is not None
-
-
-def endpoint() -> str:
-    """The hub's address."""
-    return str(constants.ENDPOINT)
-
-
-def cache_folder() -> Path:
-    """Where huggingface_hub keeps its files."""
-    return Path(constants.HF_HUB_CACHE).expanduser()
-
-
-def is_unreachable(error: BaseException) -> bool:
-    """Whether the hub could not be reached, or failed on its side.
-
-    The HTTP client differs between versions of huggingface_hub; its errors are the bases of
-    huggingface_hub's own.
-    """
-    if isinstance(error, HfHubHTTPError):
-        return getattr(error.response, "status_code", 0) >= 500
-    too_wide = (object, BaseException, Exception, OSError)
-    bases = tuple(base for base in HfHubHTTPError.__mro__ if base not in too_wide)
-    return isinstance(error, (*bases, ConnectionError, TimeoutError))
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without huggingface_hub's log of each attempt: our own error says how it ended."""
-    logger = logging.getLogger("huggingface_hub")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
+def has_partial(repo: str) -> bool:
+    """Whether some of a repository's files are here, or some of one."""
+    folder = client.cache_folder() / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
+    return folder.is_dir() and any(path.stat().st_size for path in folder.iterdir())
 
 
 _BAR: Any = tqdm
@@ -280,14 +240,10 @@ def _hidden(bar: Any, *arguments: Any, **options: Any) -> None:
 _NO_BAR: Any = type("NoBar", (_BAR,), {"__init__": _hidden})
 
 
-def _token() -> str | None:
-    return None if constants.HF_HUB_DISABLE_IMPLICIT_TOKEN else get_token()
-
-
 def _blobs(repository: Repository) -> Path:
     """Where the cache keeps files under their hash."""
     folder = repo_folder_name(repo_id=repository.repo, repo_type="model")
-    return cache_folder() / folder / "blobs"
+    return client.cache_folder() / folder / "blobs"
 
 
 def _partial(blobs: Path, file: RemoteFile) -> Path:
@@ -323,7 +279,7 @@ def _download_rest(repository: Repository, file: RemoteFile, stream: Any) -> Non
     url = hf_hub_url(repository.repo, file.name, revision=repository.commit)
     location = get_hf_file_metadata(url).location
     headers = {"user-agent": "atp_cpp"}
-    token = _token()
+    token = client.token()
     # the store behind the hub must not see the token: its addresses carry a right of their own
     if token is not None and urlsplit(location).netloc == urlsplit(url).netloc:
         headers["authorization"] = f"Bearer {token}"
@@ -340,7 +296,7 @@ def _download_rest(repository: Repository, file: RemoteFile, stream: Any) -> Non
             )
             return
         except Exception as error:
-            if not is_unreachable(error) or stream.tell() <= n_before:
+            if not client.is_unreachable(error) or stream.tell() <= n_before:
                 raise  # else some of it came; go on while that holds
 
 

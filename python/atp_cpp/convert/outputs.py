@@ -19,8 +19,9 @@ from types import TracebackType
 
 from atp_cpp.errors import ConvertError
 from atp_cpp.locks import take_lock
+from atp_cpp.readable import readable_size
 
-__all__ = ["Outputs", "readable_size", "write_error"]
+__all__ = ["Outputs", "write_error"]
 
 PART = ".part"
 _RUN = "run-"  # each run's own folder in a part folder
@@ -200,16 +201,6 @@ class Outputs:
         for folder in reversed(self._made):
             _remove_empty(folder)
         self._made.clear()
-
-
-def readable_size(n_bytes: int) -> str:
-    """1234567890 -> "1.23 GB"; powers of 1000, as disks and `ls` of hubs count."""
-    size = float(n_bytes)
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{n_bytes} bytes" if unit == "bytes" else f"{size:.2f} {unit}"
-        size /= 1000
-    return f"{size:.2f} TB"
 
 
 def write_error(error: OSError, part: Path) -> ConvertError:

@@ -62,6 +62,10 @@ _NAMES: dict[str, dict[str, str]] = {
         for part in ("embeddings", "encoder", "post_layernorm")
     },
     INTERNVL_HF: {name: f"model.{name}" for name in ("vision_tower.", "multi_modal_projector.")},
+    "Lfm2VlForConditionalGeneration": {
+        f"model.vision_tower.{part}.": f"vision_tower.vision_model.{part}."
+        for part in ("embeddings", "encoder", "post_layernorm")
+    },
 }
 
 
@@ -168,3 +172,49 @@ def _with_tile_limits(upstream: Any) -> Callable[[Any], None]:
         upstream.set_gguf_parameters(self)
 
     return set_gguf_parameters
+
+
+def text_class(upstream: Any, config: Mapping[str, Any]) -> Any:
+    """llama.cpp's class for the language model, with what it lacks.
+
+    Args:
+        upstream: the class.
+        config: of the checkpoint.
+    """
+    if upstream.__name__ != "Qwen3VLMoeTextModel":
+        return upstream
+    text = config.get("text_config") or config
+    sizes = text["hidden_size"], text["moe_intermediate_size"]
+
+    def modify_tensors(self: Any, data: Any, name: str, bid: int | None) -> Any:
+        return upstream.modify_tensors(self, published_experts(data, name, *sizes), name, bid)
+
+    members = {"model_arch": upstream.model_arch, "modify_tensors": modify_tensors}
+    return type(upstream.__name__, (upstream,), members)
+
+
+def published_experts(data: Any, name: str, width: int, inner: int) -> Any:
+    """Qwen3-VL-MoE's experts as they are published: rows in, columns out; else transposed.
+
+    transformers 5 saves them the other way round.
+
+    Args:
+        data: a tensor of the checkpoint, [expert, in, out] as published.
+        name: its name; those that are no experts stay as they are.
+        width: of the hidden state.
+        inner: width of an expert.
+
+    Raises:
+        ConvertError: both ways have the same shape.
+    """
+    part = name.removesuffix(".weight").rsplit(".", 1)[-1]
+    ends = {"gate_up_proj": (width, 2 * inner), "down_proj": (inner, width)}
+    if ".experts." not in name or part not in ends or len(data.shape) != 3:
+        return data
+    expected = ends[part]
+    if expected[0] == expected[1]:
+        raise ConvertError(
+            f"{name} is {list(data.shape)}: it cannot be told which way round it lies; expected "
+            "experts whose two sides differ"
+        )
+    return data.permute(0, 2, 1) if tuple(data.shape[1:]) == expected[::-1] else data

@@ -15,6 +15,7 @@ from pathlib import Path
 from atp_cpp.convert.atp import convert_atp
 from atp_cpp.convert.checkpoint import Checkpoint, read_checkpoint, read_config
 from atp_cpp.convert.child import Child
+from atp_cpp.convert.identity import checkpoint_id
 from atp_cpp.convert.outputs import Outputs
 from atp_cpp.convert.source import fetch
 from atp_cpp.convert.worker import Job
@@ -72,6 +73,7 @@ class _Target:
             stored_type=stored_type(checkpoint) if checkpoint.tensors else "f32",
             mmproj_out=str(parts[self.mmproj]),
             mmproj_type=self.mmproj_type,
+            checkpoint_id=checkpoint_id(checkpoint),
         )
 
 

@@ -25,6 +25,9 @@ __all__ = ["fetch"]
 # the hub's own rule leaves out more, and says what; this tells an id from a path
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
 
+# of a hub, whatever its host: the client asks the one that it is set to (HF_ENDPOINT)
+_ADDRESS = re.compile(r"https?://[^/]+(?P<path>.*)", re.IGNORECASE)
+
 _log = logging.getLogger(__name__)
 
 
@@ -38,7 +41,7 @@ def fetch(
     """The folder of a checkpoint, downloaded if it has to be, and the name for its output files.
 
     Args:
-        source: a folder, or a repository of the hub, "org/name".
+        source: a folder, or a repository of the hub, "org/name" or its address there.
         revision: of the repository: a branch, tag or commit; its main branch without.
         dry_run: download no weights. The folder, if it is not in the cache already, is then a
             temporary one whose weight files have their headers and, in the place of the data,
@@ -51,6 +54,7 @@ def fetch(
         ConvertError: it is neither, the repository or the revision is not there or not ours to
             read, the hub cannot be reached, there is no space, or huggingface-hub is missing.
     """
+    source, revision = _from_address(source, revision)
     local = Path(os.path.expanduser(source))
     if source and os.path.lexists(local):
         if revision is not None:
@@ -67,6 +71,30 @@ def fetch(
     name = source.split("/")[1]
     look = None if before_download is None else partial(_called, before_download, name)
     return _from_hub(source, revision, dry_run, look), name
+
+
+def _from_address(source: str, revision: str | None) -> tuple[str, str | None]:
+    """An address copied from a browser, as org/name and revision; anything else as it is.
+
+    Raises:
+        ConvertError: it is an address, but not of a repository of models, or names two revisions.
+    """
+    found = _ADDRESS.match(source)
+    if found is None:
+        return source, revision
+    parts = [part for part in re.split(r"[?#]", found["path"])[0].split("/") if part]
+    if (
+        len(parts) < 2
+        or parts[0] in ("datasets", "spaces")
+        or not _HUB_ID.fullmatch("/".join(parts[:2]))
+    ):
+        raise ConvertError(f"{source}: expected the address of a model's repository, or org/name")
+    named = parts[3] if len(parts) > 3 and parts[2] in ("tree", "blob", "resolve") else None
+    if named and revision and named != revision:
+        raise ConvertError(
+            f"{source} names the revision {named}, --revision says {revision}; leave one out"
+        )
+    return "/".join(parts[:2]), revision or named
 
 
 def _called(look: Callable[[Path, str], object], name: str, folder: Path) -> None:
@@ -96,21 +124,23 @@ def _from_hub(
     except ImportError as error:
         raise ConvertError(
             f"{repo}: no folder {Path(repo).absolute()}, and downloading from the hub needs the "
-            'huggingface-hub package, which is not installed; pip install "atp_cpp[hub]"'
+            'huggingface-hub package, which is not installed; pip install "atp_cpp[convert]", '
+            "which brings it and all else that converting needs"
         ) from error
+    from atp_cpp import hub_client as client
     from atp_cpp.convert import hub
 
-    with _named_failures(repo, revision), hub.quiet():
-        if hub.is_offline():
+    with _named_failures(repo, revision), client.quiet():
+        if client.is_offline():
             return hub.cached_folder(repo, revision)
         try:
             repository = hub.read_listing(repo, revision)
         except Exception as error:
-            if not hub.is_unreachable(error):
+            if not client.is_unreachable(error):
                 raise
             with _or_else(error):
                 folder = hub.cached_folder(repo, revision)
-            _log.warning("%s cannot be reached; taking %s from the cache", hub.endpoint(), repo)
+            _log.warning("%s cannot be reached; taking %s from the cache", client.endpoint(), repo)
             return folder
         missing = hub.missing_files(repository)
         if not missing:
@@ -124,7 +154,7 @@ def _from_hub(
             hollow = known(repository)
     if look:
         look(hollow)
-    with _named_failures(repo, revision), hub.quiet():
+    with _named_failures(repo, revision), client.quiet():
         _log.info("downloading %s", hub.listed(missing))
         return hub.download(repository, missing)
 
@@ -170,37 +200,38 @@ def _named_failures(repo: str, revision: str | None) -> Iterator[None]:
 
 
 def _gated(repo: str) -> str:
-    from atp_cpp.convert import hub
+    from atp_cpp import hub_client as client
 
-    token = "the token in use has no access" if hub.has_token() else "no token is set"
+    token = "the token in use has no access" if client.has_token() else "no token is set"
     return (
-        f"{repo} is gated and {token}; accept its terms at {hub.endpoint()}/{repo}, then log in "
+        f"{repo} is gated and {token}; accept its terms at {client.endpoint()}/{repo}, then log in "
         "with that account (hf auth login, or the variable HF_TOKEN)"
     )
 
 
 def _not_found(repo: str) -> str:
-    from atp_cpp.convert import hub
+    from atp_cpp import hub_client as client
 
-    token = "the token in use has no access" if hub.has_token() else "no token is set"
+    token = "the token in use has no access" if client.has_token() else "no token is set"
     return (
-        f"{repo}: no folder {Path(repo).absolute()}, and no such repository at {hub.endpoint()}; "
-        f"or it is private and {token} (hf auth login, or the variable HF_TOKEN)"
+        f"{repo}: no folder {Path(repo).absolute()}, and no such repository at "
+        f"{client.endpoint()}; or it is private and {token} (hf auth login, or the variable "
+        "HF_TOKEN)"
     )
 
 
 def _not_cached(repo: str, revision: str | None) -> str:
-    from atp_cpp.convert import hub
+    from atp_cpp import hub_client as client
 
     at = f" at revision {revision}" if revision else ""
     return (
-        f"{repo}{at} is not in the cache {hub.cache_folder()}, and the hub is offline; unset "
+        f"{repo}{at} is not in the cache {client.cache_folder()}, and the hub is offline; unset "
         "HF_HUB_OFFLINE, or name a local folder"
     )
 
 
 def _refused(repo: str, error: Any) -> str:
-    from atp_cpp.convert import hub
+    from atp_cpp import hub_client as client
 
     status = getattr(error.response, "status_code", None)
     if status in (401, 403):
@@ -209,16 +240,17 @@ def _refused(repo: str, error: Any) -> str:
         advice = "wait a few minutes and run again; what was downloaded is kept"
     else:
         advice = "run again later; what was downloaded is kept"
-    return f"{repo}: {hub.endpoint()} answered {status}; {advice}"
+    return f"{repo}: {client.endpoint()} answered {status}; {advice}"
 
 
 def _broken(repo: str, error: Exception) -> str | None:
     """What to say of an error of the disk or of the connection; None for any other."""
+    from atp_cpp import hub_client as client
     from atp_cpp.convert import hub
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (
-            f"{repo}: no space left in the cache {hub.cache_folder()} ({error.strerror}); free "
+            f"{repo}: no space left in the cache {client.cache_folder()} ({error.strerror}); free "
             "some, or name another place with HF_HUB_CACHE, and run again: the download resumes"
         )
     if isinstance(error, OSError) and error.filename is not None:
@@ -226,10 +258,15 @@ def _broken(repo: str, error: Exception) -> str | None:
             f"{error.filename}: cannot be written: {error.strerror}; name another place for the "
             "cache with HF_HUB_CACHE"
         )
-    if hub.is_unreachable(error) or isinstance(error, OSError):
-        reason = " ".join(str(error).split()) or type(error).__name__
+    if client.is_unreachable(error) or isinstance(error, OSError):
+        reason = " ".join(str(error).split()) or "no answer"
+        if not hub.has_partial(repo):
+            return (
+                f"{repo}: the connection to {client.endpoint()} failed ({reason}); check it and "
+                "run again, or name a local folder"
+            )
         return (
-            f"{repo}: the download from {hub.endpoint()} broke off ({reason}); check the "
+            f"{repo}: the download from {client.endpoint()} broke off ({reason}); check the "
             "connection and run again: it resumes"
         )
     return None

@@ -24,6 +24,7 @@ import shutil
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -32,11 +33,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atp_cpp import _core
+from atp_cpp.convert.class_names import name_by_type, text_architecture
+from atp_cpp.convert.failures import failure
 from atp_cpp.convert.family import architecture, check_supported, is_llava
+from atp_cpp.convert.next_layers import has_next_layers
 from atp_cpp.convert.outputs import write_error
-from atp_cpp.convert.passthrough import CHECKED, INTERNVL_HF, check_configuration, mmproj_class
+from atp_cpp.convert.passthrough import (
+    CHECKED,
+    INTERNVL_HF,
+    check_configuration,
+    mmproj_class,
+    text_class,
+)
 from atp_cpp.convert.quantise import QUANTISED, hollow, quantise, quantised_size
 from atp_cpp.errors import AtpError, ConvertError, ModelError
+from atp_cpp.pairing import CHECKPOINT_KEY
 
 if TYPE_CHECKING:
     from conversion.base import ModelBase
@@ -57,6 +68,7 @@ class Job:
         stored_type: f32, f16 or bf16: what a model is written in before it is quantised.
         mmproj_out: file to write the projector to.
         mmproj_type: its type: f32, f16, bf16 or q8_0.
+        checkpoint_id: hash of the weights, for both files.
         config_only: see whether config.json is of a model that can be converted, and end: the rest
             need not be there.
     """
@@ -68,6 +80,7 @@ class Job:
     stored_type: str
     mmproj_out: str
     mmproj_type: str
+    checkpoint_id: str = ""
     config_only: bool = False
 
     @property
@@ -148,12 +161,13 @@ def load_config(job: Job) -> dict[str, Any]:
     from conversion.base import ModelBase, ModelType
 
     config: dict[str, Any] = ModelBase.load_hparams(Path(job.folder), False)
+    name_by_type(config)
     if architecture(config) == INTERNVL_HF:
         config["vision_config"]["architectures"] = ["InternVisionModel"]
     vision = get_model_architecture(config, ModelType.MMPROJ) in MMPROJ_MODEL_MAP
     text = get_model_architecture(config, ModelType.TEXT) in TEXT_MODEL_MAP
     if is_llava(config) or (vision and not text and config.get("text_config")):
-        config["text_config"]["architectures"] = [_text_architecture(config["text_config"])]
+        config["text_config"]["architectures"] = [text_architecture(config["text_config"])]
         text = get_model_architecture(config, ModelType.TEXT) in TEXT_MODEL_MAP
     check_supported(config, text=text, vision=vision)
     check_configuration(config)
@@ -169,7 +183,10 @@ def text_model(job: Job, config: dict[str, Any]) -> ModelBase:
 
     hparams = deepcopy(config)
     upstream = get_model_class(get_model_architecture(hparams, ModelType.TEXT))
+    upstream = text_class(upstream, hparams)
     kind = exact(upstream, checked=is_llava(hparams) or architecture(hparams) in CHECKED)
+    if not has_next_layers(Path(job.folder), hparams):
+        kind.no_mtp = True  # save_pretrained leaves them out, and the configuration names them
     if job.quantised:
         return _instance(kind, job, hparams, str(job.raw), job.stored_type)
     return _instance(kind, job, hparams, job.text_out, job.text_type)
@@ -247,11 +264,17 @@ def write_tensors(model: ModelBase) -> None:
     """Writes the rest of the file, a tensor at a time.
 
     Raises:
-        ConvertError: a weight would become infinite in the file's type.
+        ConvertError: a weight is no number, or would become infinite in the file's type.
     """
     import numpy as np
 
+    from atp_cpp.convert.finite import Finite
+
     writer = model.gguf_writer
+    for shard in writer.tensors:
+        for name, info in shard.items():
+            assert info.dtype is not None
+            info.tensor = Finite(name, info.dtype.name, info.tensor)
     try:
         with np.errstate(over="raise"):
             writer.write_tensors_to_file()
@@ -277,19 +300,9 @@ def _instance(
         "bf16": gguf.LlamaFileType.MOSTLY_BF16,
         "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
     }
-    return kind(Path(job.folder), types[outtype], Path(out), hparams=hparams, model_name=job.name)
-
-
-def _text_architecture(text_config: dict[str, Any]) -> str:
-    """The class of the language model alone; many LLaVA configurations name its type only."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    named = text_config.get("architectures")
-    kind = text_config.get("model_type", "")
-    name = named[0] if named else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)
-    if not isinstance(name, str):
-        raise ConvertError(f"text_config.model_type is {kind!r}, which transformers does not know")
-    return name
+    model = kind(Path(job.folder), types[outtype], Path(out), hparams=hparams, model_name=job.name)
+    model.gguf_writer.add_string(CHECKPOINT_KEY, job.checkpoint_id)  # before the tokenizer's keys
+    return model
 
 
 @contextmanager
@@ -299,17 +312,11 @@ def _named_failures() -> Iterator[None]:
         yield
     except (AtpError, MemoryError):
         raise
-    except NotImplementedError as error:
-        raise ConvertError(f"{_reason(error)} (llama.cpp's converter)") from error
     except Exception as error:
+        traceback.print_exc()  # into the notes, which --verbose shows
         raise ConvertError(
-            "llama.cpp's converter cannot read this checkpoint: "
-            f"{type(error).__name__}: {_reason(error)}"
+            f"llama.cpp's converter cannot read this checkpoint: {failure(error)}"
         ) from error
-
-
-def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 class _Notes(logging.Handler):
@@ -352,6 +359,10 @@ def main() -> int:
         return 1
     except OSError as error:
         report({"event": "error", "message": str(write_error(error, Path(job.text_out)))})
+        return 1
+    except Exception as error:
+        traceback.print_exc()
+        report({"event": "error", "message": f"the converter failed: {failure(error)}"})
         return 1
     return 0
 

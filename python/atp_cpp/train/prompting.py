@@ -1,6 +1,6 @@
 """Questions and answers -> token ids, by the checkpoint's own processor and chat template.
 
-The prompt is what ``atp_cpp.prompts`` gives the engine for one turn, token for token; the answer
+The prompt is what ``ChatPrompt`` gives the engine for one turn, token for token; the answer
 follows as the template writes it, with the token that ends it.
 """
 

@@ -11,20 +11,18 @@ import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from atp_cpp.batch.item import Item
+from atp_cpp.captioner import Captioner
 from atp_cpp.config import Budget, PolicyLike, SamplingConfig
 from atp_cpp.errors import AtpError
 from atp_cpp.images import source_name
 from atp_cpp.prompts import DEFAULT_PROMPT
 from atp_cpp.rows import Row
-
-if TYPE_CHECKING:
-    from atp_cpp.captioner import Captioner
 
 __all__ = ["OUTPUT_COLUMNS", "CaptionBatch"]
 
@@ -63,29 +61,30 @@ class CaptionBatch:
     the files must be there under these names wherever it is called.
 
     Args:
-        model: see Captioner, here and for all that is not below.
-        mmproj: likewise.
-        atp: likewise.
-        policy: likewise.
-        budget: likewise.
+        model: see Captioner.
+        mmproj: see Captioner.
+        atp: see Captioner.
+        policy: see Captioner.
+        budget: see Captioner.
         prompt: the question, where no column asks another.
         batch_size: captions under way at once. Give each call several times as many images.
         sampling: see Captioner.caption.
         kv_budget: see Captioner.caption_many.
-        n_load_threads: likewise.
-        n_gpu_layers: likewise.
-        n_ctx: likewise.
-        n_ubatch: likewise.
+        n_load_threads: see Captioner.caption_many.
+        n_gpu_layers: see Captioner.
+        n_ctx: see Captioner.
+        n_ubatch: see Captioner.
         n_threads: CPU threads of one process; 0 takes all cores, which several processes on one
             machine must not.
-        n_threads_encode: likewise.
-        flash_attn: likewise.
-        type_k: likewise.
-        type_v: likewise.
-        self_test: likewise.
+        n_threads_encode: see Captioner.
+        flash_attn: see Captioner.
+        type_k: see Captioner.
+        type_v: see Captioner.
+        self_test: see Captioner.
         image_column: name of the images' column.
         id_column: name of the ids' column; it may be missing in a batch.
-        prompt_column: name of the prompts' column; likewise. None or "" there asks ``prompt``.
+        prompt_column: name of the prompts' column; it may be missing in a batch. None or "" there
+            asks ``prompt``.
     """
 
     _captioner: Captioner | None
@@ -186,8 +185,6 @@ class CaptionBatch:
     def _loaded(self) -> Captioner:
         """The model; a child that was forked off loads its own and leaves its parent's alone."""
         if self._captioner is None or self._pid != os.getpid():
-            from atp_cpp.captioner import Captioner
-
             self._captioner, self._pid = Captioner(**self._load), os.getpid()
         return self._captioner
 

@@ -1,0 +1,13 @@
+"""How many bytes a file of one image may have, wherever it lies."""
+
+from __future__ import annotations
+
+MAX_FILE_BYTES = 1 << 30  # 89 megapixels of 64 bits, the largest image that is opened, are 716 MB
+
+
+def too_large(name: str, n_bytes: int, limit: int) -> str:
+    """What is said of a file or a tar's member of more bytes than `limit`."""
+    return (
+        f"{name}: expected at most {limit // 2**20} MiB, got {n_bytes // 2**20} MiB; "
+        "this is no single photo, or save it as JPEG"
+    )
