@@ -148,6 +148,7 @@ def _finish(
     if sink is not None:
         passed_over = (
             (sink.n_skipped, "done before"),
+            (sink.n_replaced, "captioned anew, another picture having their name"),
             (sink.n_repeated, "named twice"),
             (sink.n_conflicts, "left out, their custom_id being that of another image"),
         )

@@ -29,6 +29,7 @@ class Row:
         custom_id: what the caller calls the image; its path unless the input names another.
         image: its path, or its place in an archive.
         sha256: of the image's bytes, 64 hex digits; "" where they are not known.
+        stamp: "BYTES:NANOSECONDS", size and time of its file when it was read; "" if it is none.
         prompt: the question.
         caption: the answer; of an interrupted row what was there by then.
         parsed: the answer as an object where a JSON schema was given, else null.
@@ -56,6 +57,7 @@ class Row:
     custom_id: str
     image: str
     sha256: str = ""
+    stamp: str = ""
     prompt: str
     caption: str
     parsed: Any = None
@@ -160,6 +162,7 @@ def good_row(
     *,
     custom_id: str | None = None,
     sha256: str = "",
+    stamp: str = "",
     parsed: Any = None,
     config_hash: str = "",
 ) -> Row:
@@ -169,6 +172,7 @@ def good_row(
         custom_id=image if custom_id is None else custom_id,
         image=image,
         sha256=sha256,
+        stamp=stamp,
         prompt=prompt,
         caption=caption.text,
         parsed=parsed,
@@ -204,6 +208,7 @@ def failed_row(
     plan: Sequence[CutSpec] | None = None,
     custom_id: str | None = None,
     sha256: str = "",
+    stamp: str = "",
     t_load: float = 0.0,
     config_hash: str = "",
 ) -> Row:
@@ -220,6 +225,7 @@ def failed_row(
         plan: the cuts that would have been made; the captioner's if not given.
         custom_id: the image's name if not given.
         sha256: of the image's bytes, if they were read.
+        stamp: of its file; see Row.
         t_load: ms to open the image, if it could be.
         config_hash: see Row.
     """
@@ -227,6 +233,7 @@ def failed_row(
         custom_id=image if custom_id is None else custom_id,
         image=image,
         sha256=sha256,
+        stamp=stamp,
         prompt=prompt,
         caption=partial,
         finish_reason=CANCELLED if partial or cancelled else "error",
