@@ -18,8 +18,9 @@ pytest_plugins = ("fixtures_python",)
 
 FIELDS = [
     "custom_id", "image", "sha256", "stamp", "prompt", "caption", "parsed", "finish_reason",
-    "status", "error", "n_image_tokens", "n_kept", "tokens_mean", "thresholds", "t_load", "t_encode",
-    "t_prefill", "t_decode", "kv_bytes", "model", "mmproj", "atp", "policy", "config_hash", "seed",
+    "status", "error", "n_image_tokens", "n_kept", "tokens_mean", "thresholds", "t_load",
+    "t_encode", "t_prefill", "t_decode", "kv_bytes", "model", "mmproj", "atp", "policy",
+    "config_hash", "seed",
 ]  # fmt: skip
 FILES = ("-m", "m.gguf", "--mmproj", "p.gguf")
 

@@ -180,10 +180,10 @@ def test_float_images(tmp_path, values, white):
     assert out[1, 1, 0] == 0
 
 
-def test_32_bit_integers_count_as_16(tmp_path):
+def test_32_bit_integers_beyond_16_go_from_the_least_to_the_greatest(tmp_path):
     array = np.array([[0, 65535], [70000, -5]], np.int32)
     out = load_image(saved(tmp_path, Image.fromarray(array), "i.tiff"))
-    assert out[..., 0].tolist() == [[0, 255], [255, 0]]
+    assert out[..., 0].tolist() == [[0, 239], [255, 0]]
 
 
 @pytest.mark.parametrize("mode", ["YCbCr", "LAB", "HSV"])

@@ -2,11 +2,10 @@
 
 Knows Pillow and NumPy, nothing of models. Every way in ends in :func:`load_image`:
 
-* EXIF orientation is applied; of an animation the first frame is taken.
+* EXIF orientation is applied; of an animation the first frame that is not empty is taken.
 * Transparent pixels are laid over white, and a note says so.
-* Palette, greyscale, CMYK, YCbCr, Lab and 1-bit images are converted by Pillow; 16-bit greyscale
-  keeps its high byte; 32-bit integers count as 16-bit; floats count as 0..1 (or 0..255 when any
-  value is above 1).
+* Palette, greyscale, CMYK, YCbCr, Lab and 1-bit images are converted by Pillow; greyscale of 16 and
+  32 bits and floats by :mod:`atp_cpp.image_pixels`, which finds what is black and white.
 * HEIC opens when ``pillow-heif`` is installed.
 * Size is checked in the header, before a pixel is decoded.
 """
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from atp_cpp.errors import ImageError
+from atp_cpp.image_pixels import is_deep_colour, seek_content, to_rgb
 
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
@@ -97,9 +97,9 @@ def load_image(source: ImageSource, *, name: str = "") -> Pixels:
         return _from_array(source, name)
     if isinstance(source, Image.Image):
         check_size(name, source.width, source.height)
-        return _decode(source, name)
+        return _decode(source, name, from_file=False)
     with opened_image(source, name) as image:
-        return _decode(image, name)
+        return _decode(image, name, from_file=True)
 
 
 @contextmanager
@@ -254,12 +254,16 @@ def _is_text(head: bytes) -> bool:
     return lost <= 3 and all(c.isprintable() or c in "\t\r\n\f" for c in text)
 
 
-def _decode(image: Image.Image, name: str) -> Pixels:
+def _decode(image: Image.Image, name: str, *, from_file: bool) -> Pixels:
     try:
         with _pillow_quiet:
-            image.load()  # the first frame, if there are several
+            deep_colour = is_deep_colour(image)
+            if from_file:
+                seek_content(image, name)
+            image.load()
             upright = _turned(image)
-            return np.array(_to_rgb(upright, name), dtype=np.uint8, order="C")
+            shown = to_rgb(upright, name, deep_colour=deep_colour)
+            return np.array(shown, dtype=np.uint8, order="C")
     except ImageError:
         raise
     except MemoryError as error:
@@ -279,32 +283,15 @@ def _turned(image: Image.Image) -> Image.Image:
     except Exception as error:  # a damaged EXIF block must not cost the picture
         _log.debug("EXIF data ignored: %s", error)
         return image
-    return image if turn is None else image.transpose(turn)
+    return image if turn is None else _with_tags(image.transpose(turn), image)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _deep_grey(image).convert("RGB")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        low, _ = cast("tuple[int, int]", rgba.getchannel("A").getextrema())
-        if low < 255:
-            _log.info("transparent pixels are shown over white (first in %s)", name)
-            paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-            return Image.alpha_composite(paper, rgba).convert("RGB")
-        return rgba.convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _deep_grey(image: Image.Image) -> Image.Image:
-    """Greyscale of 16 and 32 bits -> 8; Pillow itself would clip all above 255 to white."""
-    values = np.asarray(image)
-    if image.mode == "F":
-        values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=255.0, neginf=0.0)
-        scaled = values * 255.0 if values.max(initial=0.0) <= 1.0 else values
-    else:
-        scaled = values.astype(np.float64) / 257.0
-    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8), mode=None)
+def _with_tags(turned: Image.Image, image: Image.Image) -> Image.Image:
+    """A turned image that still knows its file's format and tags."""
+    turned.format = image.format
+    if hasattr(image, "tag_v2"):
+        cast(Any, turned).tag_v2 = cast(Any, image).tag_v2
+    return turned
 
 
 class _PillowQuiet:
