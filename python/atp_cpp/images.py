@@ -15,6 +15,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import stat
 import threading
 import warnings
@@ -30,6 +31,7 @@ from PIL import Image, UnidentifiedImageError
 
 from atp_cpp.errors import ImageError
 from atp_cpp.image_pixels import is_deep_colour, seek_content, to_rgb
+from atp_cpp.png_chunks import without_large_texts
 
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageSource: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | NDArray[np.uint8]"
@@ -50,6 +52,8 @@ _TURNS = {
 }
 _RUNS_A_PROGRAM = {"EPS", "WMF"}  # Pillow would start Ghostscript or the system's renderer
 
+_RAW = "a camera's raw file; develop it into JPEG first (dcraw -e FILE takes its preview)"
+_VIDEO = "a video; take a frame first (ffmpeg -i FILE -frames:v 1 frame.png)"
 _EXPECTED = "expected an image (JPEG, PNG, WebP, GIF, TIFF, BMP …)"
 # first bytes -> what the file is, and what to do
 _NOT_IMAGES: tuple[tuple[bytes, str], ...] = (
@@ -60,10 +64,6 @@ _NOT_IMAGES: tuple[tuple[bytes, str], ...] = (
     (b"%!PS", "got a PostScript drawing; turn it into PNG first (gs -sDEVICE=png16m -r150 -o …)"),
     (b"<svg", "got an SVG drawing; turn it into PNG first (rsvg-convert FILE -o out.png)"),
     (
-        b"<?xml",
-        "got an XML or SVG file; turn a drawing into PNG first (rsvg-convert FILE -o out.png)",
-    ),
-    (
         b"<!DOCTYPE",
         "got an HTML page, perhaps an error page from a download; fetch the image again",
     ),
@@ -73,6 +73,21 @@ _NOT_IMAGES: tuple[tuple[bytes, str], ...] = (
     ),
     (b"<html", "got an HTML page, perhaps an error page from a download; fetch the image again"),
     (b"version https://git-lfs", "got a Git LFS pointer; run `git lfs pull`"),
+)
+# what Pillow does not open, by the first bytes
+_OTHER_PICTURES: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\x0a", "a JPEG XL picture; turn it into PNG first (djxl FILE out.png)"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL picture; turn it into PNG first (djxl FILE out.png)"),
+    (b"8BPS", "a Photoshop document; save it as PNG"),
+    (b"FUJIFILMCCD-RAW", _RAW),
+    (b"\0MRM", _RAW),
+    (b"FOVb", _RAW),
+    (b"IIRO", _RAW),
+    (b"IIRS", _RAW),
+    (b"IIU\0", _RAW),
+    (b"\x1aE\xdf\xa3", _VIDEO),
+    (b"\0\0\x01\xba", _VIDEO),
+    (b"FLV\x01", _VIDEO),
 )
 _HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
 
@@ -208,12 +223,12 @@ def open_file(source: str | os.PathLike[str], name: str, *, pipes: bool) -> Bina
 
 def _identified(stream: BinaryIO, name: str) -> Image.Image:
     """The image with its header read and no pixel decoded."""
-    head = stream.read(64)
+    head = stream.read(512)
     stream.seek(0)
     register_heif()
     try:
         with _pillow_quiet:
-            image = Image.open(stream)
+            image = Image.open(without_large_texts(stream))
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"{name}: expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got more: "
@@ -234,18 +249,36 @@ def _identified(stream: BinaryIO, name: str) -> Image.Image:
 
 def _what_it_is(head: bytes) -> str:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"<?xml"):
+        return _what_xml_it_is(start)
+    for magic, kind in _OTHER_PICTURES:
+        if head.startswith(magic):
+            return f"got {kind}"
+    if head.startswith((b"II*\0", b"MM\0*")) and head[8:10] == b"CR":
+        return f"got {_RAW}"
+    if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
+        return f"got {_VIDEO}"
     for magic, what in _NOT_IMAGES:
         if start.startswith(magic):
             return what
     if head[4:8] == b"ftyp":
         if head[8:12] in _HEIC_BRANDS:
             return "got a HEIC photo; `pip install pillow-heif` opens these, or save it as JPEG"
-        return "got a video; take a frame first (ffmpeg -i FILE -frames:v 1 frame.png)"
+        return f"got {_RAW if head[8:12] == b'crx ' else _VIDEO}"
     if head.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")):
         return "got the beginning of one that is cut off or damaged; copy or download it again"
     if _is_text(head):
         return "got a text file; name an image"
     return "got a file of an unknown kind; name an image, or save this one as PNG"
+
+
+def _what_xml_it_is(start: bytes) -> str:
+    root = re.sub(rb"<[?!][^>]*>", b"", start).lstrip()
+    if root.startswith(b"<svg"):
+        return "got an SVG drawing; turn it into PNG first (rsvg-convert FILE -o out.png)"
+    if root.startswith(b"<Error"):
+        return "got an error page of a file store (XML); fetch the image again"
+    return "got an XML file; name an image"
 
 
 def _is_text(head: bytes) -> bool:
