@@ -371,7 +371,7 @@ def test_texts_alone(images, tmp_path):
     sink = Sink(texts=TextFiles())
     todo = list(sink.pending([*items, items[2]]))
     assert [name for name, _, _ in asked(todo)] == ["0.jpg", "2.jpg"]
-    assert (sink.n_skipped, sink.n_repeated) == (1, 1)
+    assert (sink.n_skipped, sink.n_with_text, sink.n_repeated) == (0, 1, 1)
     for row in answers(todo):
         sink.put(row)
     assert len(texts_in(tmp_path)) == 3

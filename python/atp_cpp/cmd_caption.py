@@ -10,6 +10,7 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from atp_cpp.batch.embeddings import EmbeddingCache
 from atp_cpp.batch.heap import large_blocks_apart
@@ -151,13 +152,18 @@ def _run_many(
             items,
             sink,
             Printer(output, json=args.json, text=sink is None),
-            total=count_of(args.images, **named) if is_terminal(sys.stderr) else None,
+            total=_count(args, named, sink is not None),
             how_to_resume=_how_to_resume(args),
         )
     if args.parquet:
         n_rows = jsonl_to_parquet(args.out, args.parquet)
         output.note(f"{args.parquet}: {n_rows:,} rows")
     return code
+
+
+def _count(args: argparse.Namespace, named: dict[str, Any], into_files: bool) -> int | None:
+    """How many images there are, for who follows the run; None if that is nobody, or unknown."""
+    return count_of(args.images, **named) if into_files or is_terminal(sys.stderr) else None
 
 
 def _how_to_resume(args: argparse.Namespace) -> str:

@@ -139,6 +139,10 @@ class Done:
         """Whether an earlier run has done it."""
         return key in self._good or (not self._retry_failed and key in self._failed)
 
+    def failed(self, key: bytes) -> bool:
+        """Whether what counts of earlier runs is a failure."""
+        return key in self._failed
+
     def claim(self, key: bytes) -> bool:
         """Takes a key on for this run; False if this run has it already."""
         if key in self._now:

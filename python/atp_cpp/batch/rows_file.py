@@ -107,6 +107,10 @@ class RowsFile:
         """Earlier rows of this key count no more; they stay in the file, a new one comes after."""
         self._earlier.forget(key_of(custom_id, prompt, config_hash))
 
+    def failed_earlier(self, custom_id: str, prompt: str, config_hash: str) -> bool:
+        """Whether the row of this key that counts is a failure."""
+        return self._earlier.failed(key_of(custom_id, prompt, config_hash))
+
     def claim(self, custom_id: str, prompt: str, config_hash: str) -> bool:
         """Takes a key on: an image listed twice is captioned once, also while it is under way.
 

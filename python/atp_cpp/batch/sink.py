@@ -43,6 +43,8 @@ class Sink:
 
     Attributes:
         n_skipped: images passed over because they were done before this run.
+        n_skipped_failed: those of them that had failed.
+        n_with_text: images passed over because they have a text file.
         n_replaced: images that are captioned anew, since another file has their name now.
         n_repeated: images passed over because this run had met them already.
         n_conflicts: images passed over because their custom_id is that of another image; each is
@@ -53,6 +55,8 @@ class Sink:
         self, *, rows: RowsFile | None = None, texts: TextFiles | None = None, config_hash: str = ""
     ) -> None:
         self.n_skipped = 0
+        self.n_skipped_failed = 0
+        self.n_with_text = 0
         self.n_replaced = 0
         self.n_repeated = 0
         self.n_conflicts = 0
@@ -145,6 +149,7 @@ class Sink:
             self._forget_replaced(item, keys, self._rows)
             if all(self._rows.done_earlier(*key) for key in keys):
                 self.n_skipped += 1
+                self.n_skipped_failed += any(self._rows.failed_earlier(*key) for key in keys)
                 return ()
             claimed = [self._rows.claim(*key) for key in keys]
         if not any(claimed):
@@ -189,7 +194,7 @@ class Sink:
             return replace(item, error=str(error))
         if wanted or self._rows is not None:
             return item
-        self.n_skipped += 1
+        self.n_with_text += 1
         return replace(item, prompts=())
 
     def _append(self, rows: list[Row]) -> list[Row]:
