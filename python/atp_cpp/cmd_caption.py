@@ -15,6 +15,7 @@ from typing import Any
 from atp_cpp.batch.embeddings import EmbeddingCache
 from atp_cpp.batch.heap import large_blocks_apart
 from atp_cpp.batch.inputs import count_of, items_of
+from atp_cpp.batch.lists import is_web_address
 from atp_cpp.batch.parquet import check_pyarrow, jsonl_to_parquet
 from atp_cpp.batch.rows_file import RowsFile
 from atp_cpp.batch.sink import Sink
@@ -38,6 +39,7 @@ from atp_cpp.cli_run_args import (
 )
 from atp_cpp.config import PolicyLike, SamplingConfig
 from atp_cpp.errors import AtpError
+from atp_cpp.image_urls import load_url
 from atp_cpp.images import Pixels, load_image
 from atp_cpp.rows import failed_row, good_row
 from atp_cpp.terminal import EXIT_INTERRUPTED, EXIT_OK, Output, is_terminal
@@ -77,13 +79,27 @@ def _check(args: argparse.Namespace) -> None:
             raise AtpError(f"--{name.replace('_', '-')} needs the rows of --out F.jsonl")
     if args.parquet:
         check_pyarrow()
+    several = args.filelist or args.jsonl or args.out or args.txt or args.shard
+    if args.together and (several or len(args.prompt or ()) > 1):
+        raise AtpError(
+            "--together is one question over the images named, on standard output: no --filelist, "
+            "--jsonl, --shard, --out, --txt or second -p goes with it"
+        )
+    if "-" in args.images and not args.together and (len(args.images) > 1 or several):
+        raise AtpError(
+            "- is one image on stdin, named alone; write it into a file to caption it with others"
+        )
 
 
 def _is_single(args: argparse.Namespace, prompts: tuple[str, ...]) -> bool:
     """Whether one image file and one question are all there is."""
     several = args.filelist or args.jsonl or args.out or args.txt or len(prompts) > 1
+    if args.together:
+        return True
     if several or len(args.images) != 1:
         return False
+    if args.images[0] == "-" or is_web_address(args.images[0]):
+        return len(prompts) == 1
     name = args.images[0]
     if os.path.isdir(name) or name.lower().endswith(_TAR):
         return False
@@ -98,11 +114,26 @@ def _run_single(
     prompt: str,
 ) -> int:
     started = time.perf_counter()
-    pixels = load_image(args.images[0])  # fails before a model is loaded
+    pixels = [
+        _load(name, args.allow_http) for name in args.images
+    ]  # fails before a model is loaded
     t_load = 1000 * (time.perf_counter() - started)
     with open_captioner(args, output, plan) as captioner:
-        job = _Single(captioner, args.images[0], prompt, sampling, output, args.json)
+        job = _Single(captioner, _joined(args.images), prompt, sampling, output, args.json)
         return job.run(pixels, t_load)
+
+
+def _load(name: str, allow_http: bool) -> Pixels:
+    """One image: of a file, of stdin, or of the web."""
+    if name == "-":
+        return load_image(sys.stdin.buffer.read(), name="stdin")
+    if is_web_address(name) and allow_http:
+        return load_url(name, allow_http=True)
+    return load_image(name)
+
+
+def _joined(names: list[str]) -> str:
+    return ", ".join("stdin" if name == "-" else name for name in names)
 
 
 def _run_many(
@@ -118,7 +149,8 @@ def _run_many(
         "jsonl": args.jsonl,
         "shard": args.shard,
     }
-    items = items_of(args.images, prompts=prompts, **named)  # says what is wrong with the names
+    # says what is wrong with the names
+    items = items_of(args.images, prompts=prompts, allow_http=args.allow_http, **named)
     large_blocks_apart()
     with ExitStack() as stack:
         rows, texts, embeddings = None, None, None
@@ -186,7 +218,7 @@ class _Single:
     json: bool
     pieces: list[str] = field(default_factory=list)
 
-    def run(self, pixels: Pixels, t_load: float) -> int:
+    def run(self, pixels: list[Pixels], t_load: float) -> int:
         streamed = not self.json and is_terminal(sys.stdout)
         try:
             caption = self._caption(pixels, t_load, streamed)
@@ -203,7 +235,7 @@ class _Single:
             self.output.note(cost_line(caption))
         return EXIT_OK
 
-    def _caption(self, pixels: Pixels, t_load: float, streamed: bool) -> Caption:
+    def _caption(self, pixels: list[Pixels], t_load: float, streamed: bool) -> Caption:
         def on_token(piece: str) -> bool:
             if streamed:
                 self.output.piece(piece if any(self.pieces) else piece.lstrip())
@@ -211,7 +243,7 @@ class _Single:
             return True
 
         return self.captioner.caption_pixels(
-            [pixels],
+            pixels,
             self.prompt,
             plan=self.captioner.plan,
             sampling=self.sampling,

@@ -193,7 +193,10 @@ def open_file(source: str | os.PathLike[str], name: str, *, pipes: bool) -> Bina
     if not text:
         raise ImageError(f"{_EXPECTED}, got an empty name")
     if text.startswith(("http://", "https://")):
-        raise ImageError(f"{name}: expected a file, got a web address; download it first")
+        raise ImageError(
+            f"{name}: expected a file, got a web address; allow it with --allow-http, or "
+            "download it first"
+        )
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):

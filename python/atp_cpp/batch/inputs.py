@@ -9,7 +9,7 @@ import logging
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from atp_cpp.batch.folders import (
     Found,
@@ -35,6 +35,7 @@ from atp_cpp.batch.patterns import files_matching, is_pattern
 from atp_cpp.batch.shard import check_shard, shard_of
 from atp_cpp.batch.tars import images_in_tar
 from atp_cpp.errors import AtpError
+from atp_cpp.image_urls import WebImage
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +48,7 @@ def items_of(
     filelist: str | None = None,
     jsonl: str | None = None,
     shard: tuple[int, int] | None = None,
+    allow_http: bool = False,
 ) -> Iterator[Item]:
     """The images of all inputs: of `paths` first, then of the list, then of the JSONL file.
 
@@ -57,6 +59,7 @@ def items_of(
         filelist: file with one name a line; "-" is stdin.
         jsonl: file with one JSON object a line; "-" is stdin.
         shard: (i, n) for part i of n, counted from 1.
+        allow_http: whether addresses on the web are fetched.
 
     Raises:
         AtpError: nothing named, a folder without images, a pattern that matches nothing, a list
@@ -65,7 +68,7 @@ def items_of(
     asked = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if not asked:
         raise AtpError("no prompt; expected at least one question for each image")
-    inputs = _Inputs(tuple(paths), asked, recursive, filelist, jsonl, shard)
+    inputs = _Inputs(tuple(paths), asked, recursive, filelist, jsonl, shard, allow_http)
     inputs.check()
     return inputs.items()
 
@@ -107,6 +110,7 @@ class _Inputs:
     filelist: str | None
     jsonl: str | None
     shard: tuple[int, int] | None
+    allow_http: bool = False
     passed_over: Counter[str] = field(default_factory=Counter)
 
     def check(self) -> None:
@@ -222,10 +226,18 @@ class _Inputs:
 
     def _of_json(self, line: Line, jsonl: str) -> Item:
         folder = "" if jsonl == "-" else os.path.dirname(jsonl)
-        return item_of_json(line, where=_where(jsonl, line), folder=folder, prompts=self.prompts)
+        item = item_of_json(line, where=_where(jsonl, line), folder=folder, prompts=self.prompts)
+        return self._fetched(item)
 
     def _item(self, found: Found) -> Item:
-        return Item(found.path, found.path, found.path, self.prompts, found.error)
+        return self._fetched(Item(found.path, found.path, found.path, self.prompts, found.error))
+
+    def _fetched(self, item: Item) -> Item:
+        """The item, its address as what fetches it; unchanged if it is none, or not allowed."""
+        source = item.source
+        if self.allow_http and isinstance(source, str) and is_web_address(source):
+            return replace(item, source=WebImage(source))
+        return item
 
 
 def _where(name: str, line: Line) -> str:

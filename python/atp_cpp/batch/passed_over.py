@@ -1,4 +1,4 @@
-"""Files that a user may take for images and that are none here: counted by kind, told in one note."""
+"""Files that a user may take for images and that are none here, counted by kind for one note."""
 
 from __future__ import annotations
 
