@@ -20,13 +20,16 @@ struct Model::Handles {
 
 namespace {
 
+// llama.cpp's, as its option --cache-type-k takes them
 ggml_type cache_type(const std::string & name) {
-    for (const ggml_type t : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0}) {
+    for (const ggml_type t : {GGML_TYPE_F32, GGML_TYPE_F16, GGML_TYPE_BF16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0,
+                              GGML_TYPE_Q4_1, GGML_TYPE_IQ4_NL, GGML_TYPE_Q5_0, GGML_TYPE_Q5_1}) {
         if (name == ggml_type_name(t)) {
             return t;
         }
     }
-    throw ModelError("unknown KV cache type '" + name + "': expected f32, f16, bf16, q8_0 or q4_0");
+    throw ModelError("unknown KV cache type '" + name +
+                     "': expected f32, f16, bf16, q8_0, q4_0, q4_1, iq4_nl, q5_0 or q5_1");
 }
 
 llama_flash_attn_type flash_attn_type(const std::string & name) {

@@ -23,20 +23,20 @@ std::string text(const gguf_context * gguf, const char * key) {
     return at >= 0 && gguf_get_kv_type(gguf, at) == GGUF_TYPE_STRING ? gguf_get_val_str(gguf, at) : "";
 }
 
-void read_newline(const std::string & path, const gguf_context * gguf, int64_t tensor, int32_t n_embd,
-                  ProjectorFile & out) {
+// one embedding; none, and why, if it cannot be used
+std::vector<float> read_embedding(const std::string & path, const gguf_context * gguf, int64_t tensor, int32_t n_embd,
+                                  std::string * why) {
     const std::string name = gguf_get_tensor_name(gguf, tensor);
     const ggml_type type = gguf_get_tensor_type(gguf, tensor);
     if (type != GGML_TYPE_F32 && type != GGML_TYPE_F16 && type != GGML_TYPE_BF16) {
-        out.why_no_newline = name + " is of type " + ggml_type_name(type) + "; expected f32, f16 or bf16";
-        return;
+        *why = name + " is of type " + ggml_type_name(type) + "; expected f32, f16 or bf16";
+        return {};
     }
     std::vector<char> bytes(gguf_get_tensor_size(gguf, tensor));
     const size_t n = bytes.size() / ggml_type_size(type);
     if (n != static_cast<size_t>(n_embd)) {
-        out.why_no_newline =
-            name + " has " + std::to_string(n) + " elements; expected the model's " + std::to_string(n_embd);
-        return;
+        *why = name + " has " + std::to_string(n) + " elements; expected the model's " + std::to_string(n_embd);
+        return {};
     }
     std::ifstream in(std::filesystem::u8path(path), std::ios::binary);
     in.seekg(static_cast<std::streamoff>(gguf_get_data_offset(gguf) + gguf_get_tensor_offset(gguf, tensor)));
@@ -44,12 +44,13 @@ void read_newline(const std::string & path, const gguf_context * gguf, int64_t t
     if (!in) {
         throw ModelError(path + ": tensor " + name + " cannot be read; download the file again");
     }
-    out.newline.resize(n);
+    std::vector<float> values(n);
     if (type == GGML_TYPE_F32) {
-        std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char *>(out.newline.data()));
+        std::copy(bytes.begin(), bytes.end(), reinterpret_cast<char *>(values.data()));
     } else {
-        ggml_get_type_traits(type)->to_float(bytes.data(), out.newline.data(), static_cast<int64_t>(n));
+        ggml_get_type_traits(type)->to_float(bytes.data(), values.data(), static_cast<int64_t>(n));
     }
+    return values;
 }
 
 }  // namespace
@@ -74,10 +75,14 @@ ProjectorFile read_projector_file(const std::string & path, int32_t n_embd) {
     if (size >= 0 && gguf_get_kv_type(gguf.get(), size) == GGUF_TYPE_UINT32) {
         out.image_size = static_cast<int32_t>(gguf_get_val_u32(gguf.get(), size));
     }
+    const int64_t line_break = gguf_find_tensor(gguf.get(), "v.token_embd.img_break");
+    if (line_break >= 0) {
+        out.line_break = read_embedding(path, gguf.get(), line_break, n_embd, &out.why_no_newline);
+    }
     for (const char * name : newline_names) {
         const int64_t tensor = out.type == "mlp" ? gguf_find_tensor(gguf.get(), name) : -1;
         if (tensor >= 0) {
-            read_newline(path, gguf.get(), tensor, n_embd, out);
+            out.newline = read_embedding(path, gguf.get(), tensor, n_embd, &out.why_no_newline);
             break;
         }
     }

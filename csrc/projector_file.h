@@ -11,10 +11,11 @@
 namespace atp {
 
 struct ProjectorFile {
-    std::string type;            // clip.projector_type
-    int32_t image_size = 0;      // px, clip.vision.image_size
-    std::vector<float> newline;  // [n_embd], embedding behind each line of tiles; empty if there is none
-    std::string why_no_newline;  // one that cannot be used, and why
+    std::string type;               // clip.projector_type
+    int32_t image_size = 0;         // px, clip.vision.image_size
+    std::vector<float> line_break;  // [n_embd], a token between two lines of one image (Pixtral, Mistral 3), or empty
+    std::vector<float> newline;     // [n_embd], embedding behind each line of tiles; empty if there is none
+    std::string why_no_newline;     // one that cannot be used, and why
 
     // whether images of exactly image_size are encoded as they are, in one piece
     bool has_fixed_size() const;

@@ -24,7 +24,7 @@ struct Row {
 struct ImageSpan {
     int32_t first = 0;  // index of its first image token among all image tokens
     int32_t n_tokens = 0;
-    int32_t grid_rows = 0;  // grid_rows * grid_cols == n_tokens
+    int32_t grid_rows = 0;  // grid_rows * grid_cols is n_tokens, or one more: the last cell is missing
     int32_t grid_cols = 0;
     bool causal = true;  // false: rows of this image see each other in both directions
     int32_t source = 0;  // which image of the prompt, as the caller counts them; some have several spans

@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
+#include <cstring>
+#include <utility>
 
 #include "errors.h"
 #include "gguf_check.h"
+#include "image_grid.h"
 #include "log_capture.h"
 #include "model.h"
 #include "mtmd-helper.h"
@@ -46,15 +48,63 @@ mtmd_context * open_projector(const Model & model, const VisionParams & vision) 
     return ctx;
 }
 
-// libmtmd does not tell the grid of encoders without M-RoPE; theirs is square, or else we call it one row
-void square_grid(ImageSpan & span) {
-    const auto side = static_cast<int32_t>(std::lround(std::sqrt(static_cast<double>(span.n_tokens))));
-    const bool square = side * side == span.n_tokens;
-    span.grid_rows = square ? side : 1;
-    span.grid_cols = square ? side : span.n_tokens;
+// numbers out of what mtmd_input_chunk_save writes
+class Saved {
+  public:
+    explicit Saved(const mtmd_input_chunk * chunk) {
+        size_t n_bytes = 0;
+        if (mtmd_input_chunk_save(chunk, nullptr, 0, &n_bytes) == 0) {
+            bytes_.resize(n_bytes);
+            mtmd_input_chunk_save(chunk, bytes_.data(), n_bytes, nullptr);
+        }
+    }
+
+    template <typename T>
+    T take() {
+        T value{};
+        if (at_ + sizeof(T) <= bytes_.size()) {
+            std::memcpy(&value, bytes_.data() + at_, sizeof(T));
+        }
+        at_ += sizeof(T);
+        return value;
+    }
+
+    void skip(uint64_t n_bytes) { at_ += static_cast<size_t>(std::min<uint64_t>(n_bytes, bytes_.size() + 1)); }
+
+    bool at_end() const { return at_ == bytes_.size(); }
+
+  private:
+    std::vector<char> bytes_;
+    size_t at_ = 0;
+};
+
+// Pixels of an image as the encoder gets it, {0, 0} if they cannot be told. libmtmd has no function for them, but they
+// are in what it saves of a chunk (mtmd.cpp, version 2 of that format)
+std::pair<int32_t, int32_t> prepared_size(const mtmd_input_chunk * chunk) {
+    constexpr std::pair<int32_t, int32_t> unknown{0, 0};
+    Saved saved(chunk);
+    if (saved.take<uint64_t>() != 2 || saved.take<uint32_t>() != MTMD_INPUT_CHUNK_TYPE_IMAGE) {
+        return unknown;
+    }
+    saved.skip(saved.take<uint64_t>() * sizeof(int32_t));  // text
+    if (saved.take<uint8_t>() != 1) {
+        return unknown;
+    }
+    saved.skip(5 * sizeof(uint32_t));    // nx, ny, kind of positions, number of the image, frames merged
+    saved.skip(saved.take<uint64_t>());  // id
+    saved.skip(sizeof(uint8_t));         // is it audio
+    if (saved.take<uint64_t>() != 1) {   // several pictures in one chunk
+        return unknown;
+    }
+    saved.skip(2 * sizeof(uint8_t) + sizeof(int32_t));  // separators and padding
+    const auto width = saved.take<int32_t>();
+    const auto height = saved.take<int32_t>();
+    saved.skip(sizeof(uint8_t));  // no audio
+    return saved.at_end() && width > 0 && height > 0 ? std::make_pair(width, height) : unknown;
 }
 
-void mrope_grid(ImageSpan & span, const std::vector<std::array<int32_t, 4>> & pos) {
+// rows of an image by its M-RoPE positions; 1 if they are no grid
+int32_t mrope_rows(int32_t n_tokens, const std::vector<std::array<int32_t, 4>> & pos) {
     int32_t y0 = pos[0][1];
     int32_t y1 = y0;
     for (const auto & p : pos) {
@@ -62,12 +112,7 @@ void mrope_grid(ImageSpan & span, const std::vector<std::array<int32_t, 4>> & po
         y1 = std::max(y1, p[1]);
     }
     const int32_t rows = y1 - y0 + 1;
-    if (span.n_tokens % rows == 0) {
-        span.grid_rows = rows;
-        span.grid_cols = span.n_tokens / rows;
-    } else {
-        square_grid(span);
-    }
+    return n_tokens % rows == 0 ? rows : 1;
 }
 
 ImageError wrong_count(const KnownRows & known, const std::string & has) {
@@ -237,6 +282,20 @@ void Vision::add_image(Sequence & seq, const mtmd_input_chunk * chunk, const Rgb
     seq.t_encode += known ? 0.0 : encode_time.ms();
 }
 
+void Vision::set_grid(ImageSpan & span, const mtmd_input_chunk * chunk,
+                      const std::vector<std::array<int32_t, 4>> & pos) const {
+    const int32_t rows = pos.empty() ? 1 : mrope_rows(span.n_tokens, pos);
+    if (rows > 1) {
+        span.grid_rows = rows;
+        span.grid_cols = span.n_tokens / rows;
+        return;
+    }
+    const auto [width, height] = prepared_size(chunk);
+    const ImageGrid grid = image_grid({file_.type, !file_.line_break.empty(), span.n_tokens, width, height});
+    span.grid_rows = grid.rows;
+    span.grid_cols = grid.cols;
+}
+
 void Vision::add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk, const float * embd) const {
     ImageSpan span;
     span.n_tokens = static_cast<int32_t>(mtmd_input_chunk_get_n_tokens(chunk));
@@ -249,11 +308,22 @@ void Vision::add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk, con
             pos.push_back({static_cast<int32_t>(p.t), static_cast<int32_t>(p.y), static_cast<int32_t>(p.x),
                            static_cast<int32_t>(p.z)});
         }
-        mrope_grid(span, pos);
-    } else {
-        square_grid(span);
     }
+    set_grid(span, chunk, pos);
     seq.add_image(embd, span, pos.empty() ? nullptr : &pos, static_cast<int32_t>(mtmd_input_chunk_get_n_pos(chunk)));
+    if (span.grid_rows * span.grid_cols > span.n_tokens) {
+        write_breaks(seq, span);
+    }
+}
+
+// libmtmd makes them of memory that nobody has written, times 0: now and then they are no numbers
+void Vision::write_breaks(Sequence & seq, const ImageSpan & span) const {
+    const auto n_embd = static_cast<size_t>(model_.n_embd_inp());
+    const size_t first = seq.embd.size() / n_embd - static_cast<size_t>(span.n_tokens);
+    for (int32_t i = span.grid_cols - 1; i < span.n_tokens; i += span.grid_cols) {
+        std::copy(file_.line_break.begin(), file_.line_break.end(),
+                  seq.embd.begin() + static_cast<std::ptrdiff_t>((first + static_cast<size_t>(i)) * n_embd));
+    }
 }
 
 void Vision::add_tiles(Sequence & seq, const mtmd_input_chunk * chunk, const std::vector<ImageSpan> & spans,

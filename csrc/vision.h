@@ -7,6 +7,7 @@
 // Owns the projector. Knows no stages. Throws ModelError (projector file), ImageError (an image).
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -79,6 +80,9 @@ class Vision {
     const float * known_rows(const KnownRows & known, const Sequence & seq, size_t n_tokens) const;
     void add_image(Sequence & seq, const mtmd_input_chunk * chunk, const RgbImage & image,
                    const std::optional<KnownRows> & known, Interrupt & interrupt) const;
+    void set_grid(ImageSpan & span, const mtmd_input_chunk * chunk,
+                  const std::vector<std::array<int32_t, 4>> & pos) const;
+    void write_breaks(Sequence & seq, const ImageSpan & span) const;
     void add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk, const float * embd) const;
     void add_tiles(Sequence & seq, const mtmd_input_chunk * chunk, const std::vector<ImageSpan> & spans,
                    const float * rows) const;

@@ -325,3 +325,51 @@ def test_an_endless_list_is_fine(here, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Endless())))
     listing = items_of([], prompts="x", filelist="-")
     assert [next(listing).custom_id for _ in range(1000)] == ["p/b.jpg"] * 1000
+
+
+# ---- what is no image here
+
+
+@pytest.fixture
+def mixed(tmp_path, monkeypatch):
+    """A folder with an image and much that a user may take for one."""
+    monkeypatch.setattr("atp_cpp.batch.folders.image_suffixes", lambda: frozenset({".jpg"}))
+    names = ["a.jpg", "b.HEIC", "c.heic", "d.pdf", "e.svg", "f.mp4", "g.jxl", "h.CR2", "i.txt"]
+    (tmp_path / "in").mkdir()
+    for name in [*names, "in/j.mov", ".hidden.pdf"]:
+        (tmp_path / name).touch()
+    return tmp_path
+
+
+def note_of(caplog):
+    (text,) = (r.getMessage() for r in caplog.records if "passed over" in r.getMessage())
+    return text
+
+
+def test_what_is_passed_over_is_one_note_with_counts_and_remedies(mixed, caplog):
+    (item,) = items_of([str(mixed)], prompts="?")
+    assert item.image.endswith("a.jpg")
+    note = note_of(caplog)
+    for part in ("2 HEIC photos (pip install pillow-heif", "1 PDF documents (pdftoppm", "1 videos",
+                 "1 vector drawings", "1 JPEG XL pictures", "1 camera raw files"):  # fmt: skip
+        assert part in note
+    assert ".txt" not in note
+
+
+def test_what_is_passed_over_further_in_and_by_a_pattern(mixed, caplog):
+    list(items_of([str(mixed)], prompts="?", recursive=True))
+    assert "2 videos" in note_of(caplog)
+    caplog.clear()
+    list(items_of([str(mixed / "*")], prompts="?"))
+    assert "2 HEIC photos" in note_of(caplog)
+
+
+def test_images_alone_are_no_note(mixed, caplog):
+    list(items_of([str(mixed / "*.jpg"), str(mixed / "b.HEIC")], prompts="?"))
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("path", ["in", "*.pdf"])
+def test_nothing_but_what_is_passed_over_is_an_error_that_says_so(mixed, path):
+    with pytest.raises(AtpError, match=r"passed over: 1 (videos|PDF documents)"):
+        items_of([str(mixed / path)], prompts="?")

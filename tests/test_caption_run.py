@@ -78,10 +78,29 @@ def test_the_same_command_again_does_nothing(run):
     run()
     before = run.out.read_bytes()
     ran = run()
-    assert ran.code == 0
-    assert "13 done before" in ran.err
+    assert ran.code == 1, "one of them had failed"
+    assert "13 done before, 1 of them failed (--retry-failed" in ran.err
     assert run.out.read_bytes() == before
     assert run.engine.made[0].n_encoded == 0
+
+
+def test_done_before_without_a_failure_is_a_success(run, folder):
+    (folder / "05b.jpg").unlink()
+    run()
+    ran = run()
+    assert ran.code == 0
+    assert "12 done before" in ran.err and "of them failed" not in ran.err
+
+
+def test_a_run_that_nobody_watches_says_how_far_it_is(run, monkeypatch):
+    monkeypatch.setattr("atp_cpp.terminal.PROGRESS_EVERY", 0.0)
+    lines = [line for line in run().err.splitlines() if " of 13 done, " in line]
+    assert len(lines) == 13
+    assert "13 of 13 done, " in lines[-1] and " an hour, " in lines[-1] and "1 failed" in lines[-1]
+
+
+def test_a_run_of_less_than_a_minute_says_nothing_on_the_way(run):
+    assert " of 13 done" not in run().err
 
 
 def test_failed_ones_are_tried_again_when_asked(run, folder):

@@ -17,9 +17,10 @@ from fake_batch_engine import FakeBatchEngine
 pytest_plugins = ("fixtures_python",)
 
 FIELDS = [
-    "custom_id", "image", "sha256", "prompt", "caption", "parsed", "finish_reason", "status",
-    "error", "n_image_tokens", "n_kept", "tokens_mean", "thresholds", "t_load", "t_encode",
-    "t_prefill", "t_decode", "kv_bytes", "model", "mmproj", "atp", "policy", "config_hash", "seed",
+    "custom_id", "image", "sha256", "stamp", "prompt", "caption", "parsed", "finish_reason",
+    "status", "error", "n_image_tokens", "n_kept", "tokens_mean", "thresholds", "t_load",
+    "t_encode", "t_prefill", "t_decode", "kv_bytes", "model", "mmproj", "atp", "policy",
+    "config_hash", "seed",
 ]  # fmt: skip
 FILES = ("-m", "m.gguf", "--mmproj", "p.gguf")
 

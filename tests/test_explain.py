@@ -51,6 +51,15 @@ def test_mask_of_the_second_image_and_second_cut():
     assert np.argwhere(kept_mask(two, 1, 1)).tolist() == [[1, 3]]
 
 
+def test_a_column_of_line_breaks_is_not_drawn():
+    """Two images of 2x3 patches, Pixtral's way: a token between the lines, none at the end."""
+    n = 2 * (2 * 4 - 1)
+    mask = kept_mask(report([[2, 3, 4, 7 + 6]], grids=((2, 4), (2, 4)), n_image_tokens=n), 0)
+    assert mask.tolist() == [[False, False, True], [True, False, False]]
+    second = kept_mask(report([[3, 7 + 6]], grids=((2, 4), (2, 4)), n_image_tokens=n), 0, 1)
+    assert second.tolist() == [[False, False, False], [False, False, True]]
+
+
 def test_dropped_patches_are_dark_and_grey_kept_ones_untouched():
     pixels = np.random.default_rng(0).integers(1, 255, (8, 8, 3), dtype=np.uint8)
     mask = np.zeros((4, 4), bool)

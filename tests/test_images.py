@@ -32,6 +32,26 @@ def corner_image(size=(8, 6), mode="RGB"):
 # ---- what comes in
 
 
+@pytest.mark.parametrize("where", ["before", "behind"])
+@pytest.mark.parametrize("kind", ["tEXt", "zTXt", "iTXt", "iCCP"])
+def test_a_png_with_a_long_text_or_profile_is_a_picture(kind, where):
+    """As ComfyUI and A1111 write them; the pixels need none of it."""
+    text = b"workflow " * 300_000
+    packed = zlib.compress(text)
+    body = {
+        "tEXt": b"prompt\0" + text * 30,
+        "zTXt": b"prompt\0\0" + packed,
+        "iTXt": b"prompt\0\1\0en\0\0" + packed,
+        "iCCP": b"profile\0\0" + packed,
+    }[kind]
+    name = kind.encode()
+    chunk = struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+    data = png(4, 2, data=zlib.compress(b"\0" + bytes([255, 0, 0] * 4) + b"\0" + bytes(12)))
+    at = data.index(b"IDAT" if where == "before" else b"IEND") - 4
+    out = load_image(data[:at] + chunk + data[at:])
+    assert out[0].tolist() == [[255, 0, 0]] * 4 and not out[1].any()
+
+
 @pytest.mark.parametrize("name", ["a.png", "a.webp", "a.bmp", "a.tiff", "a.gif"])
 def test_lossless_formats_give_the_pixels(tmp_path, name):
     image = corner_image()
@@ -180,10 +200,10 @@ def test_float_images(tmp_path, values, white):
     assert out[1, 1, 0] == 0
 
 
-def test_32_bit_integers_count_as_16(tmp_path):
+def test_32_bit_integers_beyond_16_go_from_the_least_to_the_greatest(tmp_path):
     array = np.array([[0, 65535], [70000, -5]], np.int32)
     out = load_image(saved(tmp_path, Image.fromarray(array), "i.tiff"))
-    assert out[..., 0].tolist() == [[0, 255], [255, 0]]
+    assert out[..., 0].tolist() == [[0, 239], [255, 0]]
 
 
 @pytest.mark.parametrize("mode", ["YCbCr", "LAB", "HSV"])

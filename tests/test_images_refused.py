@@ -168,6 +168,23 @@ def test_web_address_and_impossible_names():
     assert "empty name" in message_of("")
 
 
+S3 = b'<?xml version="1.0" encoding="UTF-8"?>\n<Error><Code>AccessDenied</Code></Error>'
+SVG = b'<?xml version="1.0"?><!-- drawn --><!DOCTYPE svg PUBLIC "x" "y">\n<svg width="4"></svg>'
+
+
+@pytest.mark.parametrize(("data", "what"), [
+    (S3, "an error page of a file store"), (SVG, "an SVG drawing"), (b"<?xml?><a/>", "an XML file"),
+    (b"\xff\x0a" + bytes(40), "JPEG XL"), (b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(40), "JPEG XL"),
+    (b"\0\0\0\x18ftypcrx " + bytes(40), "camera's raw"), (b"FUJIFILMCCD-RAW 0201", "camera's raw"),
+    (b"II*\0\x10\0\0\0CR\x02\0" + bytes(40), "camera's raw"),
+    (b"\x1aE\xdf\xa3" + bytes(40), "a video"), (b"RIFF\x10\0\0\0AVI LIST" + bytes(9), "a video"),
+])  # fmt: skip
+def test_files_are_called_what_they_are(data, what):
+    message = message_of(data)
+    assert what in message and ";" in message
+    assert ("SVG" in message) == (data is SVG)
+
+
 def test_vector_drawings_start_no_other_program(tmp_path):
     path = saved(tmp_path, Image.new("RGB", (20, 20), RED), "drawing.eps")
     message = message_of(path)  # newer releases of Pillow do not even recognise it

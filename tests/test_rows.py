@@ -13,7 +13,8 @@ from atp_cpp.rows import Row, failed_row, good_row
 from made_rows import made_row
 
 FIELDS = [
-    "custom_id", "image", "sha256", "prompt", "caption", "parsed", "finish_reason", "status",
+    "custom_id", "image", "sha256",
+    "stamp", "prompt", "caption", "parsed", "finish_reason", "status",
     "error", "n_image_tokens", "n_kept", "tokens_mean", "thresholds", "t_load", "t_encode",
     "t_prefill", "t_decode", "kv_bytes", "model", "mmproj", "atp", "policy", "config_hash", "seed",
 ]  # fmt: skip

@@ -1,17 +1,24 @@
 """What is still to do, and where rows go, in an order that any end of the process may cut."""
 
+import hashlib
 import logging
 import os
 import queue
+import tarfile
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from atp_cpp.batch.item import Item
+from atp_cpp.batch.memory import Memory
+from atp_cpp.batch.opening import Opener
 from atp_cpp.batch.resume import read_rows
 from atp_cpp.batch.rows_file import RowsFile
 from atp_cpp.batch.sink import Sink
+from atp_cpp.batch.tars import images_in_tar
 from atp_cpp.batch.text_files import TextFiles
 from atp_cpp.errors import AtpError, WriteError
 from made_rows import CONFIG, made_failure, made_row
@@ -65,6 +72,82 @@ def test_a_second_run_does_the_rest(path, images):
     assert run(path, images()) == [("1.jpg", ("Where?",), ""), ("2.jpg", ("What?", "Where?"), "")]
     assert run(path, images()) == []
     assert list(read_rows(path)) == answers(images())
+
+
+def run_over_files(path, items):
+    """A run that opens files as a real one does; returns what was asked, and the sink."""
+    with RowsFile(path) as rows:
+        sink = Sink(rows=rows, config_hash=CONFIG)
+        opener = Opener(lambda item, pixels: pixels, Memory(1 << 30))
+        todo = list(sink.pending(items))
+        for index, item in enumerate(todo):
+            loaded = opener.open(index, item, item.source)
+            for row in answers([item]):
+                sink.put(replace(row, sha256=loaded.sha256, stamp=loaded.stamp))
+    return [item.image for item in todo], sink
+
+
+def drawn(path, shade):
+    Image.new("RGB", (8, 8), (shade, 0, 0)).save(path, "BMP")  # as long whatever is in it
+    return str(path)
+
+
+def test_a_picture_that_was_replaced_is_captioned_anew(path, tmp_path, caplog):
+    names = [drawn(tmp_path / f"{i}.bmp", 10 * i) for i in range(3)]
+    items = [Item(name, name, name, ("What?", "Where?")) for name in names]
+    assert run_over_files(path, items)[0] == names
+    first = list(read_rows(path))
+    os.utime(names[0], ns=(1, 1))  # touched: the same picture
+    drawn(names[1], 77)
+    os.utime(names[1], ns=(2, 2))
+    asked_now, sink = run_over_files(path, items)
+    assert (asked_now, sink.n_replaced, sink.n_skipped) == ([names[1]], 1, 2)
+    assert "another picture has this name" in caplog.text
+    rows = list(read_rows(path))
+    assert len(path.read_bytes().splitlines()) == 8, "only appended to"
+    assert len(rows) == 6, "the newest row of each key"
+    old, new = ({r.image: r.sha256 for r in those} for those in (first, rows))
+    assert [old[name] == new[name] for name in names] == [True, False, True]
+    assert new[names[1]] == hashlib.sha256((tmp_path / "1.bmp").read_bytes()).hexdigest()
+    assert run_over_files(path, items)[0] == []
+
+
+def test_only_a_picture_of_another_size_or_time_is_read_again(path, tmp_path, monkeypatch):
+    names = [drawn(tmp_path / f"{i}.bmp", 10 * i) for i in range(3)]
+    items = [Item(name, name, name, ("What?",)) for name in names]
+    run_over_files(path, items)
+    read = []
+    monkeypatch.setattr(
+        "atp_cpp.batch.sink.hash_of", lambda source, name: read.append(name) or "0" * 64
+    )
+    assert run_over_files(path, items)[0] == [] and read == []
+    os.utime(names[2], ns=(2, 2))
+    assert run_over_files(path, items)[0] == [names[2]] and read == [names[2]]
+
+
+def test_an_id_that_stands_for_another_file_now_is_captioned_anew(path, tmp_path):
+    """A line of JSONL that was changed."""
+    old, new = drawn(tmp_path / "old.bmp", 1), drawn(tmp_path / "new.bmp", 2)
+    run_over_files(path, [Item("cat", old, old, ("What?",))])
+    assert run_over_files(path, [Item("cat", new, new, ("What?",))])[0] == [new]
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_a_member_of_a_tar_that_was_replaced(path, tmp_path, suffix):
+    archive = tmp_path / f"a.{suffix}"
+
+    def pack(*shades):
+        with tarfile.open(archive, "w:gz" if suffix.endswith("gz") else "w") as tar:
+            for i, shade in enumerate(shades):
+                member = Path(drawn(tmp_path / f"{i}.bmp", shade))
+                os.utime(member, ns=(shade * 10**9, shade * 10**9))
+                tar.add(member, member.name)
+
+    pack(1, 2)
+    assert len(run_over_files(path, images_in_tar(str(archive), ("What?",)))[0]) == 2
+    assert run_over_files(path, images_in_tar(str(archive), ("What?",)))[0] == []
+    pack(1, 3)
+    assert run_over_files(path, images_in_tar(str(archive), ("What?",)))[0] == [f"{archive}/1.bmp"]
 
 
 def test_another_configuration_is_done_anew(path, images):
@@ -288,7 +371,7 @@ def test_texts_alone(images, tmp_path):
     sink = Sink(texts=TextFiles())
     todo = list(sink.pending([*items, items[2]]))
     assert [name for name, _, _ in asked(todo)] == ["0.jpg", "2.jpg"]
-    assert (sink.n_skipped, sink.n_repeated) == (1, 1)
+    assert (sink.n_skipped, sink.n_with_text, sink.n_repeated) == (0, 1, 1)
     for row in answers(todo):
         sink.put(row)
     assert len(texts_in(tmp_path)) == 3

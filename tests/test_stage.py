@@ -219,3 +219,18 @@ def test_text_rows_stay_and_their_order_too(make_rig):
     staged.set_plan([core.Cut(1, lambda tokens: [1, 4])])
     assert staged.prefill(seq, all_logits=True)["logits"].shape == (7, staged.n_vocab)
     assert np.isfinite(staged.decode([(0, 300, seq.n_pos)])).all()
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_1", "q5_0", "q5_1", "iq4_nl"])
+def test_caches_of_every_quantised_type_are_llama_cpps(make_rig, tiny_model, kind):
+    """Cut or not, the logits are the same to the bit; and a run that scores and drops is finite."""
+    rig = make_rig("llama")
+    options = {"flash_attn": "on", "type_k": kind, "type_v": kind}
+    staged, plain = rig.staged(**options), rig.plain(**options)
+    seq = prompt(rig, staged, 3, (6, 6), 12)
+    staged_equals_whole(rig, staged, plain, seq, [2, 5])
+    staged.remove(0)
+    staged.set_plan([core.Cut(2, "fastv", 0.25)])
+    out = staged.prefill(seq, n_predict=1, all_logits=False)
+    assert [len(kept) for kept in out["kept"]] == [9]
+    assert np.isfinite(out["logits"]).all()

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from gguf import GGUFReader
 
 from atp_cpp import _core as core
 
@@ -50,6 +51,53 @@ def test_towers_of_any_size_follow_the_image(make_engine, arch):
     assert grids[280, 140] == grids[140, 280][::-1]
     assert one(engine, noise(1, 1)).report.n_image_tokens > 0
     engine.close()
+
+
+BREAKS = ("pixtral", "mistral3")  # a token between two lines: a last column, without its last cell
+
+
+@pytest.mark.parametrize("layout", [*BREAKS, "gemma4v"])
+def test_towers_of_any_size_without_mrope_have_lines_and_columns(make_engine, layout):
+    """A wide picture has a wide grid, and policy grid keeps a lattice of it."""
+    engine = make_engine("llama", layout=layout, n_ctx=2048)
+    extra = 1 if layout in BREAKS else 0
+    for height, width in ((168, 336), (336, 168), (252, 252), (126, 378)):
+        report = one(engine, noise(height, width), plan=[core.Cut(2, "grid", 0.25)]).report
+        ((rows, cols),) = report.grids
+        assert report.n_image_tokens == rows * cols - extra
+        assert rows > 1
+        assert (cols - extra) / rows == pytest.approx(width / height, rel=0.35)
+        kept = np.zeros(rows * cols, bool)
+        kept[report.kept[0]] = True
+        ys, xs = np.nonzero(kept.reshape(rows, cols))
+        assert np.mean((ys % 2 == 0) & (xs % 2 == 0)) > 0.9, "every second line and column"
+        for lines, n in ((ys, rows), (xs, cols)):
+            assert set(lines) >= set(range(0, n - 1, 2)), "from all over the picture"
+    engine.close()
+
+
+@pytest.mark.parametrize("layout", BREAKS)
+def test_the_tokens_between_lines_are_those_of_the_file(make_engine, tiny_mmproj, layout):
+    """libmtmd adds them to memory that nobody has written; that is not always 0."""
+    break_ = gguf_tensor(tiny_mmproj(layout), "v.token_embd.img_break")
+    engine = make_engine("llama", layout=layout, n_ctx=2048)
+    marker = engine.info.media_marker
+    for repeat in range(4):
+        seq = engine.encode(f"{marker} {marker}", [noise(168, 336, repeat), noise(252, 126)])
+        at = 0
+        for rows, cols in seq.grids:
+            assert rows > 1
+            image = seq.embd[at : at + rows * cols - 1]
+            is_break = np.all(image == break_, axis=1)
+            assert list(np.flatnonzero(is_break)) == list(range(cols - 1, len(image), cols))
+            at += len(image)
+        assert at == seq.n_image_tokens
+    engine.close()
+
+
+def gguf_tensor(path, name):
+    (tensor,) = (t for t in GGUFReader(path).tensors if t.name == name)
+    return np.asarray(tensor.data, np.float32).reshape(-1)
 
 
 @pytest.mark.parametrize("arch", ["qwen2vl", "qwen3vl"])

@@ -136,7 +136,7 @@ def _watched(items: Iterator[Item], sink: Sink, bar: Bar) -> Iterator[Item]:
     n_passed = 0
     for item in items:
         yield item
-        while n_passed < sink.n_skipped + sink.n_repeated + sink.n_conflicts:
+        while n_passed < sink.n_skipped + sink.n_with_text + sink.n_repeated + sink.n_conflicts:
             bar.pass_over()
             n_passed += 1
 
@@ -147,7 +147,9 @@ def _finish(
     output, n_rows = printer.output, tally.n_good + tally.n_failed
     if sink is not None:
         passed_over = (
-            (sink.n_skipped, "done before"),
+            (sink.n_skipped, "done before" + _of_them_failed(sink)),
+            (sink.n_with_text, "left as they are, having a text (--existing overwrite)"),
+            (sink.n_replaced, "captioned anew, another picture having their name"),
             (sink.n_repeated, "named twice"),
             (sink.n_conflicts, "left out, their custom_id being that of another image"),
         )
@@ -159,8 +161,16 @@ def _finish(
     if interrupted:
         output.note(how_to_resume)
         return EXIT_INTERRUPTED
-    some_failed = tally.n_failed > 0 or (sink is not None and sink.n_conflicts > 0)
+    some_failed = tally.n_failed > 0 or (
+        sink is not None and sink.n_conflicts + sink.n_skipped_failed > 0
+    )
     return EXIT_SOME_FAILED if some_failed else EXIT_OK
+
+
+def _of_them_failed(sink: Sink) -> str:
+    if not sink.n_skipped_failed:
+        return ""
+    return f", {sink.n_skipped_failed:,} of them failed (--retry-failed captions them again)"
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import traceback
 from collections.abc import Sequence
+from typing import Any
 
 from atp_cpp import _core, cmd_caption, cmd_convert, cmd_eval, cmd_explain, cmd_inspect, cmd_train
 from atp_cpp.cli_args import fetch_model
@@ -42,11 +43,22 @@ def build_parser() -> argparse.ArgumentParser:
         version=f"{PROGRAM} {_core.__version__}",
     )
     commands = parser.add_subparsers(
-        title="commands", dest="command", required=True, metavar="COMMAND"
+        title="commands", dest="command", metavar="COMMAND", parser_class=_Parser
     )
     for command in _COMMANDS:
         command.add_parser(commands)
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A command's parser: it refuses what it does not know itself, with its own usage."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """What is known; the rest is an error here, not in the parser of the whole line."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return known, unknown
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,7 +71,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code.
     """
     output = Output()
-    args = build_parser().parse_args(argv)
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if args.command is None:
+        parser.print_help()
+        return EXIT_ERROR
     _core.set_verbose(args.verbose)
     try:
         with notes_on_stderr(output):

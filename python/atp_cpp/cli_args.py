@@ -93,7 +93,8 @@ def _add_cache(parser: argparse._ActionsContainer) -> None:
             name,
             default="f16",
             metavar="TYPE",
-            help=f"element type of the KV cache's {what}: f32, f16, bf16, q8_0 … (default: f16)",
+            help=f"element type of the KV cache's {what}: f32, f16, bf16, q8_0, q5_1, q5_0, q4_1, "
+            "q4_0, iq4_nl (default: f16)",
         )
 
 
@@ -142,7 +143,7 @@ def add_prompt_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_draw(parser: argparse._ActionsContainer) -> None:
-    """-n, --temp, --seed and the penalties."""
+    """-n, --temp, --top-k, --top-p, --min-p, --seed, --stop and the penalties."""
     add_predict(parser, _SAMPLING.n_predict)
     for name, what in (
         ("repeat_penalty", "divides the logits of tokens that the answer holds, 1 for none"),
@@ -170,6 +171,24 @@ def add_draw(parser: argparse._ActionsContainer) -> None:
         metavar="T",
         help="sampling temperature, 0 for greedy (default: %(default)s)",
     )
+    for name, kind, what in (
+        ("--top-k", whole(0), "draw among the N likeliest tokens, 0 for all"),
+        ("--top-p", float, "… that make up this probability"),
+        ("--min-p", float, "… that have at least this share of the likeliest's probability"),
+    ):
+        parser.add_argument(
+            name,
+            type=kind,
+            default=getattr(_SAMPLING, name[2:].replace("-", "_")),
+            metavar="N" if kind is not float else "P",
+            help=f"{what} (default: %(default)s)",
+        )
+    parser.add_argument(
+        "--stop",
+        action="append",
+        metavar="TEXT",
+        help="end the answer before this text; may be repeated",
+    )
     parser.add_argument(
         "--seed", type=whole(0), default=_SAMPLING.seed, metavar="N", help="seed of the draw"
     )
@@ -195,11 +214,15 @@ def add_predict(parser: argparse._ActionsContainer, default: int) -> None:
 
 
 def draw_from(args: argparse.Namespace) -> SamplingConfig:
-    """The arguments of add_draw as a SamplingConfig; AtpError if they cannot be."""
+    """What add_draw adds as a SamplingConfig; AtpError if it cannot be."""
     return SamplingConfig(
         n_predict=args.predict,
         temp=args.temp,
+        top_k=args.top_k,
+        top_p=args.top_p,
+        min_p=args.min_p,
         seed=args.seed,
+        stop=tuple(args.stop or ()),
         repeat_penalty=args.repeat_penalty,
         frequency_penalty=args.frequency_penalty,
         presence_penalty=args.presence_penalty,
@@ -251,7 +274,7 @@ def open_captioner(
         output.note(
             f"using the built-in demo model {DEMO_MODEL}; -m MODEL --mmproj FILE takes another"
         )
-    return Captioner(
+    captioner = Captioner(
         args.model,
         mmproj=args.mmproj,
         atp=args.atp,
@@ -264,6 +287,12 @@ def open_captioner(
         type_k=args.cache_type_k,
         type_v=args.cache_type_v,
     )
+    if args.n_gpu_layers > 0 and all(device == "CPU" for device in captioner.info.devices):
+        output.note(
+            f"note: -ngl {args.n_gpu_layers} does nothing, for this build finds no accelerator; "
+            "docs/build.md says how to build with one"
+        )
+    return captioner
 
 
 def whole(minimum: int) -> Callable[[str], int]:

@@ -21,15 +21,22 @@ T = TypeVar("T")
 
 
 def add_inputs(parser: argparse.ArgumentParser) -> None:
-    """IMAGE…, --recursive, --filelist, --jsonl, --shard."""
+    """IMAGE…, --recursive, --allow-http, --together, --filelist, --jsonl, --shard."""
     parser.add_argument(
         "images",
         nargs="*",
         metavar="IMAGE",
-        help="image files, folders, patterns such as 'photos/*.jpg', tar files (webdataset)",
+        help="image files, folders, patterns such as 'photos/*.jpg', tar files (webdataset); "
+        "- for one image on stdin",
     )
     group = parser.add_argument_group("images")
     group.add_argument("--recursive", action="store_true", help="folders with all their folders")
+    group.add_argument(
+        "--allow-http", action="store_true", help="fetch http:// and https:// addresses of images"
+    )
+    group.add_argument(
+        "--together", action="store_true", help="one question over all named images, one answer"
+    )
     group.add_argument("--filelist", metavar="F", help="a text file, one image a line; - for stdin")
     group.add_argument(
         "--jsonl", metavar="F", help='a line each: {"image": …, "custom_id": …, "prompt": …}'

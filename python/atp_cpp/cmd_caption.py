@@ -11,10 +11,12 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 from atp_cpp.batch.embeddings import EmbeddingCache
 from atp_cpp.batch.heap import large_blocks_apart
 from atp_cpp.batch.inputs import count_of, items_of
+from atp_cpp.batch.lists import is_web_address
 from atp_cpp.batch.parquet import check_pyarrow, jsonl_to_parquet
 from atp_cpp.batch.rows_file import RowsFile
 from atp_cpp.batch.sink import Sink
@@ -38,6 +40,7 @@ from atp_cpp.cli_run_args import (
 )
 from atp_cpp.config import PolicyLike, SamplingConfig
 from atp_cpp.errors import AtpError
+from atp_cpp.image_urls import load_url
 from atp_cpp.images import Pixels, load_image, open_file
 from atp_cpp.output_files import check_no_input, check_replaces, is_parquet
 from atp_cpp.rows import failed_row, good_row
@@ -83,13 +86,27 @@ def _check(args: argparse.Namespace) -> None:
     check_no_input("--out", args.out, inputs)
     check_no_input("--parquet", args.parquet, [*inputs, args.out])
     check_replaces("--parquet", args.parquet, force=args.force, is_ours=is_parquet)
+    several = args.filelist or args.jsonl or args.out or args.txt or args.shard
+    if args.together and (several or len(args.prompt or ()) > 1):
+        raise AtpError(
+            "--together is one question over the images named, on standard output: no --filelist, "
+            "--jsonl, --shard, --out, --txt or second -p goes with it"
+        )
+    if "-" in args.images and not args.together and (len(args.images) > 1 or several):
+        raise AtpError(
+            "- is one image on stdin, named alone; write it into a file to caption it with others"
+        )
 
 
 def _is_single(args: argparse.Namespace, prompts: tuple[str, ...]) -> bool:
     """Whether one image file and one question are all there is."""
     several = args.filelist or args.jsonl or args.out or args.txt or len(prompts) > 1
+    if args.together:
+        return True
     if several or len(args.images) != 1:
         return False
+    if args.images[0] == "-" or is_web_address(args.images[0]):
+        return len(prompts) == 1
     name = args.images[0]
     if os.path.isdir(name) or name.lower().endswith(_TAR):
         return False
@@ -104,18 +121,33 @@ def _run_single(
     prompt: str,
 ) -> int:
     started = time.perf_counter()
-    pixels, sha256 = _read_image(args.images[0])  # fails before a model is loaded
+    loaded = [
+        _load(name, args.allow_http) for name in args.images
+    ]  # fails before a model is loaded
     t_load = 1000 * (time.perf_counter() - started)
+    pixels = [image for image, _ in loaded]
+    sha256 = loaded[0][1] if len(loaded) == 1 else ""
     with open_captioner(args, output, plan) as captioner:
-        job = _Single(captioner, args.images[0], prompt, sampling, output, args.json, sha256)
+        name = _joined(args.images)
+        job = _Single(captioner, name, prompt, sampling, output, args.json, sha256)
         return job.run(pixels, t_load)
 
 
-def _read_image(path: str) -> tuple[Pixels, str]:
-    """An image, and the SHA-256 of its file; a pipe can be read once."""
-    with open_file(path, path, pipes=True) as stream:
-        data = stream.read()
-    return load_image(data, name=path), hashlib.sha256(data).hexdigest()
+def _load(name: str, allow_http: bool) -> tuple[Pixels, str]:
+    """One image of a file, of stdin, or of the web, and the SHA-256 of its bytes ("": of the web)."""
+    if is_web_address(name) and allow_http:
+        return load_url(name, allow_http=True), ""
+    if name == "-":
+        data = sys.stdin.buffer.read()
+    else:
+        with open_file(name, name, pipes=True) as stream:  # a pipe can be read once
+            data = stream.read()
+    name = "stdin" if name == "-" else name
+    return load_image(data, name=name), hashlib.sha256(data).hexdigest()
+
+
+def _joined(names: list[str]) -> str:
+    return ", ".join("stdin" if name == "-" else name for name in names)
 
 
 def _run_many(
@@ -131,7 +163,8 @@ def _run_many(
         "jsonl": args.jsonl,
         "shard": args.shard,
     }
-    items = items_of(args.images, prompts=prompts, **named)  # says what is wrong with the names
+    # says what is wrong with the names
+    items = items_of(args.images, prompts=prompts, allow_http=args.allow_http, **named)
     large_blocks_apart()
     with ExitStack() as stack:
         rows, texts, embeddings = None, None, None
@@ -166,13 +199,18 @@ def _run_many(
             items,
             sink,
             Printer(output, json=args.json, text=sink is None),
-            total=count_of(args.images, **named) if is_terminal(sys.stderr) else None,
+            total=_count(args, named, sink is not None),
             how_to_resume=_how_to_resume(args),
         )
     if args.parquet:
         n_rows = jsonl_to_parquet(args.out, args.parquet)
         output.note(f"{args.parquet}: {n_rows:,} rows")
     return code
+
+
+def _count(args: argparse.Namespace, named: dict[str, Any], into_files: bool) -> int | None:
+    """How many images there are, for who follows the run; None if that is nobody, or unknown."""
+    return count_of(args.images, **named) if into_files or is_terminal(sys.stderr) else None
 
 
 def _how_to_resume(args: argparse.Namespace) -> str:
@@ -196,7 +234,7 @@ class _Single:
     sha256: str
     pieces: list[str] = field(default_factory=list)
 
-    def run(self, pixels: Pixels, t_load: float) -> int:
+    def run(self, pixels: list[Pixels], t_load: float) -> int:
         streamed = not self.json and is_terminal(sys.stdout)
         try:
             caption = self._caption(pixels, t_load, streamed)
@@ -221,7 +259,7 @@ class _Single:
             self.output.note(cost_line(caption))
         return EXIT_OK
 
-    def _caption(self, pixels: Pixels, t_load: float, streamed: bool) -> Caption:
+    def _caption(self, pixels: list[Pixels], t_load: float, streamed: bool) -> Caption:
         def on_token(piece: str) -> bool:
             if streamed:
                 self.output.piece(piece if any(self.pieces) else piece.lstrip())
@@ -229,7 +267,7 @@ class _Single:
             return True
 
         return self.captioner.caption_pixels(
-            [pixels],
+            pixels,
             self.prompt,
             plan=self.captioner.plan,
             sampling=self.sampling,

@@ -55,7 +55,8 @@ def render(
     if len(plan) != len(report.kept):
         raise AtpError(f"expected {len(report.kept)} cuts as in the report, got {len(plan)}")
     mine = _grids_of(report, image_index, views)
-    n_tokens = sum(int(np.prod(_grid(report, g))) for g in mine)
+    n_breaks = int(_has_breaks(report))
+    n_tokens = sum(int(np.prod(_grid(report, g))) - n_breaks for g in mine)
     small = _scaled(pixels)
     panels = [(small, f"the image: {n_tokens} tokens")]
     for k, cut in enumerate(plan):
@@ -101,7 +102,10 @@ def _panel(
 
 
 def kept_mask(report: Report, cut_index: int, grid_index: int = 0) -> NDArray[np.bool_]:
-    """Which patches are alive after a cut: bool [rows, cols] on a patch grid of the report."""
+    """Which patches are alive after a cut: bool [rows, cols] on a patch grid of the report.
+
+    Without the column of line breaks that the grid of Pixtral and Mistral 3 has.
+    """
     return _cells(report, report.kept[cut_index], grid_index)
 
 
@@ -113,10 +117,12 @@ def spatial_mask(report: Report, cut_index: int, grid_index: int = 0) -> NDArray
 
 def _cells(report: Report, indices: Sequence[int], grid_index: int) -> NDArray[np.bool_]:
     rows, cols = _grid(report, grid_index)
-    first = sum(r * c for r, c in report.grids[:grid_index])
-    marked = np.zeros(report.n_image_tokens, dtype=np.bool_)
+    n_breaks = int(_has_breaks(report))
+    first = sum(r * c - n_breaks for r, c in report.grids[:grid_index])
+    marked = np.zeros(report.n_image_tokens + n_breaks, dtype=np.bool_)
     marked[np.asarray(indices, dtype=np.int64)] = True
-    return marked[first : first + rows * cols].reshape(rows, cols)
+    cells = marked[first : first + rows * cols].reshape(rows, cols)
+    return cells[:, : cols - n_breaks]
 
 
 def dimmed(
@@ -169,12 +175,18 @@ def _grids_of(report: Report, image_index: int, views: Sequence[View]) -> list[i
 
 def _grid(report: Report, grid_index: int) -> tuple[int, int]:
     n_cells = sum(rows * cols for rows, cols in report.grids)
-    if n_cells != report.n_image_tokens:
+    if n_cells != report.n_image_tokens and not _has_breaks(report):
         raise AtpError(
             f"this model's {report.n_image_tokens} image tokens are not {n_cells} cells of a grid; "
             "there is no picture of them"
         )
     return report.grids[grid_index]
+
+
+def _has_breaks(report: Report) -> bool:
+    """Whether a token that shows nothing stands between two lines of each grid (Pixtral)."""
+    n_cells = sum(rows * cols for rows, cols in report.grids)
+    return n_cells == report.n_image_tokens + len(report.grids)
 
 
 def _scaled(pixels: Pixels) -> Pixels:

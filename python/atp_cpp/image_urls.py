@@ -10,6 +10,7 @@ import binascii
 import os
 import re
 import time
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -18,7 +19,7 @@ from urllib.request import url2pathname
 from atp_cpp.errors import AtpError, ImageError
 from atp_cpp.images import Pixels, load_image
 
-__all__ = ["MAX_BYTES", "MAX_REDIRECTS", "STEP_S", "TIMEOUT_S", "load_url"]
+__all__ = ["MAX_BYTES", "MAX_REDIRECTS", "STEP_S", "TIMEOUT_S", "WebImage", "load_url"]
 
 MAX_BYTES = 64 << 20  # of an encoded image, in a data URL or from the web
 MAX_REDIRECTS = 5
@@ -141,6 +142,23 @@ def _http() -> Any:
         except ImportError:
             continue
     raise AtpError('web addresses need the httpx package; pip install "atp_cpp[http]"')
+
+
+@dataclass(frozen=True, slots=True)
+class WebImage:
+    """The bytes of an image on the web, fetched when it is called.
+
+    Attributes:
+        url: its address.
+        stamp: of all of them alike: a row of an address counts as done whatever is there now.
+    """
+
+    url: str
+    stamp: str = "web"
+
+    def __call__(self) -> bytes:
+        """Fetches it; ImageError or AtpError in one line."""
+        return _download(self.url)
 
 
 def _download(url: str) -> bytes:

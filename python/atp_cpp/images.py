@@ -2,11 +2,10 @@
 
 Knows Pillow and NumPy, nothing of models. Every way in ends in :func:`load_image`:
 
-* EXIF orientation is applied; of an animation the first frame is taken.
+* EXIF orientation is applied; of an animation the first frame that is not empty is taken.
 * Transparent pixels are laid over white, and a note says so.
-* Palette, greyscale, CMYK, YCbCr, Lab and 1-bit images are converted by Pillow; 16-bit greyscale
-  keeps its high byte; 32-bit integers count as 16-bit; floats count as 0..1 (or 0..255 when any
-  value is above 1).
+* Palette, greyscale, CMYK, YCbCr, Lab and 1-bit images are converted by Pillow; greyscale of 16 and
+  32 bits and floats by :mod:`atp_cpp.image_pixels`, which finds what is black and white.
 * HEIC opens when ``pillow-heif`` is installed.
 * Size is checked in the header, before a pixel is decoded.
 """
@@ -16,6 +15,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import stat
 import threading
 import warnings
@@ -30,6 +30,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from atp_cpp.errors import ImageError
+from atp_cpp.image_pixels import is_deep_colour, seek_content, to_rgb
+from atp_cpp.png_chunks import without_large_texts
 
 Pixels: TypeAlias = NDArray[np.uint8]
 ImageSource: TypeAlias = (
@@ -53,6 +55,8 @@ _TURNS = {
 }
 _RUNS_A_PROGRAM = {"EPS", "WMF"}  # Pillow would start Ghostscript or the system's renderer
 
+_RAW = "a camera's raw file; develop it into JPEG first (dcraw -e FILE takes its preview)"
+_VIDEO = "a video; take a frame first (ffmpeg -i FILE -frames:v 1 frame.png)"
 _EXPECTED = "expected an image (JPEG, PNG, WebP, GIF, TIFF, BMP …)"
 # first bytes -> what the file is, and what to do
 _NOT_IMAGES: tuple[tuple[bytes, str], ...] = (
@@ -63,10 +67,6 @@ _NOT_IMAGES: tuple[tuple[bytes, str], ...] = (
     (b"%!PS", "got a PostScript drawing; turn it into PNG first (gs -sDEVICE=png16m -r150 -o …)"),
     (b"<svg", "got an SVG drawing; turn it into PNG first (rsvg-convert FILE -o out.png)"),
     (
-        b"<?xml",
-        "got an XML or SVG file; turn a drawing into PNG first (rsvg-convert FILE -o out.png)",
-    ),
-    (
         b"<!DOCTYPE",
         "got an HTML page, perhaps an error page from a download; fetch the image again",
     ),
@@ -76,6 +76,21 @@ _NOT_IMAGES: tuple[tuple[bytes, str], ...] = (
     ),
     (b"<html", "got an HTML page, perhaps an error page from a download; fetch the image again"),
     (b"version https://git-lfs", "got a Git LFS pointer; run `git lfs pull`"),
+)
+# what Pillow does not open, by the first bytes
+_OTHER_PICTURES: tuple[tuple[bytes, str], ...] = (
+    (b"\xff\x0a", "a JPEG XL picture; turn it into PNG first (djxl FILE out.png)"),
+    (b"\0\0\0\x0cJXL ", "a JPEG XL picture; turn it into PNG first (djxl FILE out.png)"),
+    (b"8BPS", "a Photoshop document; save it as PNG"),
+    (b"FUJIFILMCCD-RAW", _RAW),
+    (b"\0MRM", _RAW),
+    (b"FOVb", _RAW),
+    (b"IIRO", _RAW),
+    (b"IIRS", _RAW),
+    (b"IIU\0", _RAW),
+    (b"\x1aE\xdf\xa3", _VIDEO),
+    (b"\0\0\x01\xba", _VIDEO),
+    (b"FLV\x01", _VIDEO),
 )
 _HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
 
@@ -101,9 +116,9 @@ def load_image(source: ImageSource, *, name: str = "") -> Pixels:
         return _from_array(source, name)
     if isinstance(source, Image.Image):
         check_size(name, source.width, source.height)
-        return _decode(source, name)
+        return _decode(source, name, from_file=False)
     with opened_image(in_memory(source, name), name) as image:
-        return _decode(image, name)
+        return _decode(image, name, from_file=True)
 
 
 def is_open_file(source: object) -> bool:
@@ -214,7 +229,10 @@ def open_file(source: str | os.PathLike[str], name: str, *, pipes: bool) -> Bina
     if not text:
         raise ImageError(f"{_EXPECTED}, got an empty name")
     if text.startswith(("http://", "https://")):
-        raise ImageError(f"{name}: expected a file, got a web address; download it first")
+        raise ImageError(
+            f"{name}: expected a file, got a web address; allow it with --allow-http, or "
+            "download it first"
+        )
     try:
         status = path.stat()
         if stat.S_ISDIR(status.st_mode):
@@ -244,12 +262,12 @@ def open_file(source: str | os.PathLike[str], name: str, *, pipes: bool) -> Bina
 
 def _identified(stream: BinaryIO, name: str) -> Image.Image:
     """The image with its header read and no pixel decoded."""
-    head = stream.read(64)
+    head = stream.read(512)
     stream.seek(0)
     register_heif()
     try:
         with _pillow_quiet:
-            image = Image.open(stream)
+            image = Image.open(without_large_texts(stream))
     except Image.DecompressionBombError as error:
         raise ImageError(
             f"{name}: expected at most {MAX_PIXELS / 1e6:.0f} megapixels, got more: "
@@ -270,18 +288,36 @@ def _identified(stream: BinaryIO, name: str) -> Image.Image:
 
 def _what_it_is(head: bytes) -> str:
     start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
+    if start.startswith(b"<?xml"):
+        return _what_xml_it_is(start)
+    for magic, kind in _OTHER_PICTURES:
+        if head.startswith(magic):
+            return f"got {kind}"
+    if head.startswith((b"II*\0", b"MM\0*")) and head[8:10] == b"CR":
+        return f"got {_RAW}"
+    if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
+        return f"got {_VIDEO}"
     for magic, what in _NOT_IMAGES:
         if start.startswith(magic):
             return what
     if head[4:8] == b"ftyp":
         if head[8:12] in _HEIC_BRANDS:
             return "got a HEIC photo; `pip install pillow-heif` opens these, or save it as JPEG"
-        return "got a video; take a frame first (ffmpeg -i FILE -frames:v 1 frame.png)"
+        return f"got {_RAW if head[8:12] == b'crx ' else _VIDEO}"
     if head.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")):
         return "got the beginning of one that is cut off or damaged; copy or download it again"
     if _is_text(head):
         return "got a text file; name an image"
     return "got a file of an unknown kind; name an image, or save this one as PNG"
+
+
+def _what_xml_it_is(start: bytes) -> str:
+    root = re.sub(rb"<[?!][^>]*>", b"", start).lstrip()
+    if root.startswith(b"<svg"):
+        return "got an SVG drawing; turn it into PNG first (rsvg-convert FILE -o out.png)"
+    if root.startswith(b"<Error"):
+        return "got an error page of a file store (XML); fetch the image again"
+    return "got an XML file; name an image"
 
 
 def _is_text(head: bytes) -> bool:
@@ -290,12 +326,16 @@ def _is_text(head: bytes) -> bool:
     return lost <= 3 and all(c.isprintable() or c in "\t\r\n\f" for c in text)
 
 
-def _decode(image: Image.Image, name: str) -> Pixels:
+def _decode(image: Image.Image, name: str, *, from_file: bool) -> Pixels:
     try:
         with _pillow_quiet:
-            image.load()  # the first frame, if there are several
+            deep_colour = is_deep_colour(image)
+            if from_file:
+                seek_content(image, name)
+            image.load()
             upright = _turned(image)
-            return np.array(_to_rgb(upright, name), dtype=np.uint8, order="C")
+            shown = to_rgb(upright, name, deep_colour=deep_colour)
+            return np.array(shown, dtype=np.uint8, order="C")
     except ImageError:
         raise
     except MemoryError as error:
@@ -315,32 +355,15 @@ def _turned(image: Image.Image) -> Image.Image:
     except Exception as error:  # a damaged EXIF block must not cost the picture
         _log.debug("EXIF data ignored: %s", error)
         return image
-    return image if turn is None else image.transpose(turn)
+    return image if turn is None else _with_tags(image.transpose(turn), image)
 
 
-def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        return _deep_grey(image).convert("RGB")
-    if image.mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        low, _ = cast("tuple[int, int]", rgba.getchannel("A").getextrema())
-        if low < 255:
-            _log.info("transparent pixels are shown over white (first in %s)", name)
-            paper = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-            return Image.alpha_composite(paper, rgba).convert("RGB")
-        return rgba.convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _deep_grey(image: Image.Image) -> Image.Image:
-    """Greyscale of 16 and 32 bits -> 8; Pillow itself would clip all above 255 to white."""
-    values = np.asarray(image)
-    if image.mode == "F":
-        values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=255.0, neginf=0.0)
-        scaled = values * 255.0 if values.max(initial=0.0) <= 1.0 else values
-    else:
-        scaled = values.astype(np.float64) / 257.0
-    return Image.fromarray(np.clip(np.rint(scaled), 0, 255).astype(np.uint8), mode=None)
+def _with_tags(turned: Image.Image, image: Image.Image) -> Image.Image:
+    """A turned image that still knows its file's format and tags."""
+    turned.format = image.format
+    if hasattr(image, "tag_v2"):
+        cast(Any, turned).tag_v2 = cast(Any, image).tag_v2
+    return turned
 
 
 class _PillowQuiet:

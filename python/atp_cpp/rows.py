@@ -27,6 +27,7 @@ class Row:
         custom_id: what the caller calls the image; its path unless the input names another.
         image: its path, or its place in an archive.
         sha256: of the image's bytes, 64 hex digits; "" where they are not known.
+        stamp: "BYTES:NANOSECONDS", size and time of its file when it was read; "" if it is none.
         prompt: the question.
         caption: the answer; of an interrupted row what was there by then.
         parsed: the answer as an object where a JSON schema was given, else null.
@@ -54,6 +55,7 @@ class Row:
     custom_id: str
     image: str
     sha256: str = ""
+    stamp: str = ""
     prompt: str
     caption: str
     parsed: Any = None
@@ -158,6 +160,7 @@ def good_row(
     *,
     custom_id: str | None = None,
     sha256: str = "",
+    stamp: str = "",
     parsed: Any = None,
     config_hash: str = "",
 ) -> Row:
@@ -167,6 +170,7 @@ def good_row(
         custom_id=image if custom_id is None else custom_id,
         image=image,
         sha256=sha256,
+        stamp=stamp,
         prompt=prompt,
         caption=caption.text,
         parsed=parsed,
@@ -202,6 +206,7 @@ def failed_row(
     cancelled: bool = False,
     custom_id: str | None = None,
     sha256: str = "",
+    stamp: str = "",
     t_load: float = 0.0,
     config_hash: str = "",
 ) -> Row:
@@ -218,6 +223,7 @@ def failed_row(
         cancelled: interrupted, also where nothing of the answer was there yet.
         custom_id: the image's name if not given.
         sha256: of the image's bytes, if they were read.
+        stamp: of its file; see Row.
         t_load: ms to open the image, if it could be.
         config_hash: see Row.
     """
@@ -225,6 +231,7 @@ def failed_row(
         custom_id=image if custom_id is None else custom_id,
         image=image,
         sha256=sha256,
+        stamp=stamp,
         prompt=prompt,
         caption=partial,
         finish_reason=CANCELLED if partial or cancelled else "error",

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar
 
@@ -21,6 +22,8 @@ EXIT_INTERRUPTED = 130
 # what a shell reports for a program that SIGPIPE ended; nobody sees it in `… | head -1`
 EXIT_PIPE_CLOSED = 141
 
+PROGRESS_EVERY = 60.0  # s between two lines where nobody watches
+
 T = TypeVar("T")
 
 
@@ -29,23 +32,43 @@ class OutputError(Exception):
 
 
 class Bar:
-    """How far a long run is: items done, those there before, rate, time left, and a few words."""
+    """How far a long run is: items done, those there before, rate, time left, and a few words.
 
-    def __init__(self, bar: tqdm[Any]) -> None:
+    Args:
+        bar: for a terminal.
+        say: where there is none, it takes a line a minute instead.
+    """
+
+    def __init__(self, bar: tqdm[Any], say: Callable[[str], None] | None = None) -> None:
         self._bar = bar
+        self._say = say
+        self._n_done = self._n_before = 0
+        self._started = self._said = time.monotonic()
 
     def advance(self, words: str = "") -> None:
         """One more is done."""
         if words:
             self._bar.set_postfix_str(words, refresh=False)
         self._bar.update()
+        self._n_done += 1
+        now = time.monotonic()
+        if self._say is not None and now - self._said >= PROGRESS_EVERY:
+            self._said = now
+            self._say(self._line(words, now - self._started))
 
     def pass_over(self) -> None:
         """One more was done before: it counts, but not for the rate."""
+        self._n_before += 1
         if self._bar.disable:
             return
         self._bar.initial += 1
         self._bar.n += 1
+
+    def _line(self, words: str, seconds: float) -> str:
+        n, total = self._n_done + self._n_before, self._bar.total
+        of_all = f" of {total:,}" if total else ""
+        rate = f"{3600 * self._n_done / max(seconds, 1e-9):,.0f} an hour"
+        return ", ".join(filter(None, (f"{n:,}{of_all} done", rate, words)))
 
 
 class Output:
@@ -112,7 +135,7 @@ class Output:
 
     @contextmanager
     def bar(self, total: int | None, *, unit: str = "image") -> Iterator[Bar]:
-        """A bar for work that tells by itself how far it is; seen on a terminal only."""
+        """A bar for work that tells by itself how far it is; elsewhere a line a minute."""
         shown = is_terminal(sys.stderr)
         self._bar_shown = shown
         bar = tqdm(
@@ -120,7 +143,7 @@ class Output:
             disable=not shown,
         )  # fmt: skip
         try:
-            yield Bar(bar)
+            yield Bar(bar, None if shown else self.note)
         finally:
             bar.close()
             self._bar_shown = False

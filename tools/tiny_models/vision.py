@@ -7,6 +7,9 @@
 | `qwen2vl` | 2D RoPE, any size, 2x2 merge             | (rows / 2) * (columns / 2) patches        |
 | `qwen3vl` | 2D RoPE and learned positions, deepstack | the same, rows of (1 + deepstack) * width |
 | `gemma3`  | SigLIP-like, average pool                | (image / patch / pool)^2, attend both ways|
+| `pixtral` | 2D RoPE, any size, a token ends a line   | rows * (columns + 1) - 1                  |
+| `mistral3`| the same, 2x2 merge                      | the same, of (rows / 2) * (columns / 2)   |
+| `gemma4v` | 2D RoPE, two position tables, 3x3 pool   | (rows / 3) * (columns / 3), at least 70   |
 
 Image tokens come out with a variance near one, the size of a text embedding. `block_count` and
 `feature_layer` are both written, so that no reader has to guess where features are taken:
@@ -20,9 +23,13 @@ from dataclasses import dataclass
 
 from .gguf_file import Metadata, TensorSpec, matrix, norm, vector
 
-VISION_LAYOUTS = ("mlp", "mlp-cls", "qwen2vl", "qwen3vl", "gemma3")
+VISION_LAYOUTS = (
+    *("mlp", "mlp-cls", "qwen2vl", "qwen3vl", "gemma3"),
+    *("pixtral", "mistral3", "gemma4v"),
+)
 LAYOUT_OF_ARCH = {"qwen2vl": "qwen2vl", "qwen3vl": "qwen3vl", "gemma3": "gemma3"}  # else mlp
 
+_N_POSITIONS = 128  # of a side, in the tables of gemma4v
 MERGE = 2  # patches merged per side by the Qwen projectors and by gemma3's pool here
 _PROJECTOR = {
     "mlp": "mlp",
@@ -30,7 +37,11 @@ _PROJECTOR = {
     "qwen2vl": "qwen2vl_merger",
     "qwen3vl": "qwen3vl_merger",
     "gemma3": "gemma3",
+    "pixtral": "pixtral",
+    "mistral3": "pixtral",
+    "gemma4v": "gemma4v",
 }
+_RMS_NORM = ("pixtral", "mistral3", "gemma4v")  # and no bias
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +93,7 @@ class VisionShape:
     @property
     def merge(self) -> int:
         """Patches per side of one image token."""
-        return 1 if self.layout in ("mlp", "mlp-cls") else MERGE
+        return 1 if self.layout in ("mlp", "mlp-cls", "pixtral", "gemma4v") else MERGE
 
     @property
     def n_patches(self) -> int:
@@ -116,7 +127,7 @@ def vision_metadata(shape: VisionShape) -> Metadata:
         meta["clip.vision.feature_layer"] = [shape.n_layer]
     if shape.layout == "mlp-cls":
         meta["clip.vision.feature_layer"] = [shape.n_layer - 1]
-    if shape.layout in ("qwen2vl", "qwen3vl"):
+    if shape.layout in ("qwen2vl", "qwen3vl", "mistral3"):
         meta["clip.vision.spatial_merge_size"] = shape.merge
     if shape.layout == "gemma3":
         meta["clip.vision.projector.scale_factor"] = shape.merge
@@ -126,6 +137,8 @@ def vision_metadata(shape: VisionShape) -> Metadata:
 def vision_tensors(shape: VisionShape) -> list[TensorSpec]:
     """All tensors of the tower and the projector, in file order."""
     tensors = _embeddings(shape)
+    if shape.layout in ("pixtral", "mistral3"):
+        tensors.append(norm("v.pre_ln.weight", shape.n_embd))
     for il in range(shape.n_layer):
         tensors += _block(shape, il)
     if shape.layout == "gemma3" or shape.layout.startswith("qwen"):
@@ -152,7 +165,12 @@ def _embeddings(shape: VisionShape) -> list[TensorSpec]:
     if shape.layout == "mlp-cls":
         tensors.append(vector("v.class_embd", shape.n_embd, 1.0))
         tensors += _layer_norm("v.pre_ln", shape.n_embd)
-    if shape.layout != "qwen2vl":
+    if shape.layout == "gemma4v":
+        table = (2, _N_POSITIONS, shape.n_embd)
+        tensors.append(
+            TensorSpec(name="v.position_embd.weight", shape=table, std=0.5, keep_f32=True)
+        )
+    elif shape.layout not in ("qwen2vl", "pixtral", "mistral3"):
         n_pos = shape.n_patches + (1 if shape.layout == "mlp-cls" else 0)
         name, table = "v.position_embd.weight", (n_pos, shape.n_embd)
         tensors.append(TensorSpec(name=name, shape=table, std=0.5, keep_f32=True))
@@ -161,6 +179,8 @@ def _embeddings(shape: VisionShape) -> list[TensorSpec]:
 
 def _block(shape: VisionShape, il: int) -> list[TensorSpec]:
     pre, n_embd, n_ff = f"v.blk.{il}.", shape.n_embd, shape.n_ff
+    if shape.layout in _RMS_NORM:
+        return _plain_block(shape, pre)
     qk_gain = math.sqrt(2.0)
     tensors = _layer_norm(pre + "ln1", n_embd) + _layer_norm(pre + "ln2", n_embd)
     if shape.layout == "qwen3vl":
@@ -180,8 +200,29 @@ def _block(shape: VisionShape, il: int) -> list[TensorSpec]:
     return tensors
 
 
+def _plain_block(shape: VisionShape, pre: str) -> list[TensorSpec]:
+    n_embd, n_ff = shape.n_embd, shape.n_ff
+    tensors = [norm(f"{pre}{name}.weight", n_embd) for name in ("ln1", "ln2")]
+    for name in ("attn_q", "attn_k", "attn_v", "attn_out"):
+        tensors.append(matrix(f"{pre}{name}.weight", n_embd, n_embd, 1.0))
+    for name, n_out, n_in in (
+        ("ffn_gate", n_ff, n_embd), ("ffn_up", n_ff, n_embd), ("ffn_down", n_embd, n_ff),
+    ):  # fmt: skip
+        tensors.append(matrix(f"{pre}{name}.weight", n_out, n_in, 1.0))
+    return tensors
+
+
 def _projector(shape: VisionShape) -> list[TensorSpec]:
     n_text = shape.n_embd_text
+    if shape.layout == "gemma4v":
+        return [matrix("mm.input_projection.weight", n_text, shape.n_embd, 1.0)]
+    if shape.layout in ("pixtral", "mistral3"):
+        tensors = _linear("mm.1", n_text, shape.n_embd, 1.0) + _linear("mm.2", n_text, n_text, 1.6)
+        if shape.layout == "mistral3":
+            merged = shape.n_embd * shape.merge**2
+            tensors.append(norm("mm.input_norm.weight", shape.n_embd))
+            tensors.append(matrix("mm.patch_merger.weight", shape.n_embd, merged, 1.0))
+        return [*tensors, vector("v.token_embd.img_break", n_text, 1.0)]
     if shape.layout == "gemma3":  # stored [n_embd, n_text]; llama.cpp transposes it: floats only
         name, std = "mm.input_projection.weight", 1.0 / math.sqrt(shape.n_embd)
         table = (shape.n_embd, n_text)

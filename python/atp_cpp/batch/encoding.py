@@ -40,6 +40,7 @@ class Asked:
         item: the image.
         prompt: the question.
         sha256: see Loaded.
+        stamp: see Loaded.
         t_load: ms to open the image, in the first of its rows; 0 in the others.
     """
 
@@ -47,6 +48,7 @@ class Asked:
     item: Item
     prompt: str
     sha256: str
+    stamp: str
     t_load: float
 
 
@@ -116,7 +118,7 @@ class Encoder:
             seen = _Seen(loaded, len(loaded.item.prompts))
             for k, prompt in enumerate(loaded.item.prompts):
                 t_load = 0.0 if k else loaded.t_load
-                asked = Asked(number, loaded.item, prompt, loaded.sha256, t_load)
+                asked = Asked(number, loaded.item, prompt, loaded.sha256, loaded.stamp, t_load)
                 yield partial(self._job, seen, asked)
                 number += 1
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import lru_cache
 
 from PIL import Image
 
+from atp_cpp.batch.passed_over import kind_of
 from atp_cpp.images import register_heif
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -51,12 +53,14 @@ def is_tar_name(name: str) -> bool:
     return name.lower().endswith(TAR_SUFFIXES)
 
 
-def images_in(folder: str, *, recursive: bool) -> Iterator[Found]:
+def images_in(
+    folder: str, *, recursive: bool, passed_over: Counter[str] | None = None
+) -> Iterator[Found]:
     """The images in a folder, by name; then, if `recursive`, those of its folders.
 
     Hidden files and folders are left out. A linked folder is entered like any other, but each only
     once by a link and never from within itself. A folder that cannot be listed is an error among
-    the others.
+    the others. `passed_over` counts what a user may have taken for an image, by ``kind_of``.
     """
     top = _Folder(folder.rstrip("/") or "/", is_link=False, above=None)
     entered: set[_Identity] = set()  # by links
@@ -69,7 +73,7 @@ def images_in(folder: str, *, recursive: bool) -> Iterator[Found]:
                 _log.info("a link to a folder that was entered before is skipped (%s)", here.path)
                 continue
             entered.add(here.identity)
-        images, folders, error = _listed(here)
+        images, folders, error = _listed(here, passed_over)
         while images:
             yield Found(os.path.join(here.path, images.pop()))
         if error:
@@ -105,7 +109,9 @@ class _Folder:
         return folder is not None
 
 
-def _listed(here: _Folder) -> tuple[list[str], list[_Folder], str]:
+def _listed(
+    here: _Folder, passed_over: Counter[str] | None
+) -> tuple[list[str], list[_Folder], str]:
     """Images and folders of a folder, the first of each at the end; and what went wrong, or ""."""
     images: list[str] = []
     folders: list[_Folder] = []
@@ -118,6 +124,8 @@ def _listed(here: _Folder) -> tuple[list[str], list[_Folder], str]:
             folders.append(_Folder(inner, entry.is_symlink(), here))
         elif is_image_name(entry.name):
             images.append(entry.name)
+        elif passed_over is not None and (kind := kind_of(entry.name)):
+            passed_over[kind] += 1
     images.sort(reverse=True)
     folders.sort(key=lambda folder: folder.path, reverse=True)
     return images, folders, "".join(errors)

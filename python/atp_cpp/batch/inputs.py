@@ -5,9 +5,11 @@ Everything is lazy: sorted names of one folder are held, never those of the whol
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from atp_cpp.batch.folders import (
     Found,
@@ -28,10 +30,14 @@ from atp_cpp.batch.lists import (
     item_of_json,
     lines_of,
 )
+from atp_cpp.batch.passed_over import kind_of, words_for
 from atp_cpp.batch.patterns import files_matching, is_pattern
 from atp_cpp.batch.shard import check_shard, shard_of
 from atp_cpp.batch.tars import images_in_tar
 from atp_cpp.errors import AtpError
+from atp_cpp.image_urls import WebImage
+
+_log = logging.getLogger(__name__)
 
 
 def items_of(
@@ -42,6 +48,7 @@ def items_of(
     filelist: str | None = None,
     jsonl: str | None = None,
     shard: tuple[int, int] | None = None,
+    allow_http: bool = False,
 ) -> Iterator[Item]:
     """The images of all inputs: of `paths` first, then of the list, then of the JSONL file.
 
@@ -52,6 +59,7 @@ def items_of(
         filelist: file with one name a line; "-" is stdin.
         jsonl: file with one JSON object a line; "-" is stdin.
         shard: (i, n) for part i of n, counted from 1.
+        allow_http: whether addresses on the web are fetched.
 
     Raises:
         AtpError: nothing named, a folder without images, a pattern that matches nothing, a list
@@ -60,7 +68,7 @@ def items_of(
     asked = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if not asked:
         raise AtpError("no prompt; expected at least one question for each image")
-    inputs = _Inputs(tuple(paths), asked, recursive, filelist, jsonl, shard)
+    inputs = _Inputs(tuple(paths), asked, recursive, filelist, jsonl, shard, allow_http)
     inputs.check()
     return inputs.items()
 
@@ -102,6 +110,8 @@ class _Inputs:
     filelist: str | None
     jsonl: str | None
     shard: tuple[int, int] | None
+    allow_http: bool = False
+    passed_over: Counter[str] = field(default_factory=Counter)
 
     def check(self) -> None:
         """Raises AtpError for what can be known to be wrong before the first image."""
@@ -127,12 +137,15 @@ class _Inputs:
     def items(self) -> Iterator[Item]:
         """All items of the shard."""
         n_named = 0
+        self.passed_over.clear()
         for item in self.named():
             n_named += 1
             if isinstance(item, _Tar):
                 yield from images_in_tar(item.path, self.prompts, self.is_wanted)
             elif self.is_wanted(item.custom_id):
                 yield item
+        if words := words_for(self.passed_over):
+            _log.warning("passed over, since they are no images here: %s", words)
         if n_named == 0:
             lists = " and ".join(name for name in (self.filelist, self.jsonl) if name is not None)
             raise AtpError(f"{lists.replace('-', 'stdin')}: no image is named in it")
@@ -183,13 +196,15 @@ class _Inputs:
                     yield self._item(found)
                 elif is_tar_name(found.path):
                     yield _Tar(found.path)
+                elif kind := kind_of(found.path):
+                    self.passed_over[kind] += 1
         else:
             yield from self._of_name(path)
 
     def _of_name(self, path: str) -> Iterator[Item | _Tar]:
         """What a name stands for that is no pattern; a file is taken whatever its suffix."""
         if os.path.isdir(path):
-            for found in images_in(path, recursive=self.recursive):
+            for found in images_in(path, recursive=self.recursive, passed_over=self.passed_over):
                 yield self._item(found)
         elif is_tar_name(path) and os.path.exists(path):
             yield _Tar(path)
@@ -211,10 +226,18 @@ class _Inputs:
 
     def _of_json(self, line: Line, jsonl: str) -> Item:
         folder = "" if jsonl == "-" else os.path.dirname(jsonl)
-        return item_of_json(line, where=_where(jsonl, line), folder=folder, prompts=self.prompts)
+        item = item_of_json(line, where=_where(jsonl, line), folder=folder, prompts=self.prompts)
+        return self._fetched(item)
 
     def _item(self, found: Found) -> Item:
-        return Item(found.path, found.path, found.path, self.prompts, found.error)
+        return self._fetched(Item(found.path, found.path, found.path, self.prompts, found.error))
+
+    def _fetched(self, item: Item) -> Item:
+        """The item, its address as what fetches it; unchanged if it is none, or not allowed."""
+        source = item.source
+        if self.allow_http and isinstance(source, str) and is_web_address(source):
+            return replace(item, source=WebImage(source))
+        return item
 
 
 def _where(name: str, line: Line) -> str:
@@ -224,6 +247,8 @@ def _where(name: str, line: Line) -> str:
 def _nothing_in(path: str, recursive: bool) -> str:
     """What is said of a folder or pattern without images: what was looked for, and what to do."""
     looked_for = f"looked for files ending in .jpg, .png, .webp … ({len(image_suffixes())} kinds)"
+    if words := words_for(_kinds_in(path, recursive)):
+        return f"{path}: no image there; passed over: {words}"
     if not os.path.isdir(path):
         return f"{path}: no such file, and as a pattern it matches no image; {looked_for}"
     if not recursive and _holds(path, is_folder):
@@ -231,6 +256,16 @@ def _nothing_in(path: str, recursive: bool) -> str:
     if _holds(path, lambda entry: is_tar_name(entry.name)):
         return f"{path}: no image in this folder; {looked_for}; archives are named: {path}/*.tar"
     return f"{path}: no image in this folder; {looked_for}"
+
+
+def _kinds_in(path: str, recursive: bool) -> Counter[str]:
+    """What there is in a folder, or where a pattern matches, that is no image here."""
+    kinds: Counter[str] = Counter()
+    if os.path.isdir(path):
+        deque(images_in(path, recursive=recursive, passed_over=kinds), maxlen=0)
+    elif is_pattern(path):
+        kinds.update(kind for found in files_matching(path) if (kind := kind_of(found.path)))
+    return kinds
 
 
 def _holds(folder: str, test: Callable[[os.DirEntry[str]], bool]) -> bool:

@@ -39,6 +39,7 @@ class Loaded(Generic[T]):
         pixels: what `prepare` made of the pixels, or uint8 [h, w, 3] without one; None with error.
         sha256: of the file's bytes, in hex; of pixels that came as such, of "HxW:" and the pixels.
             "" if nothing could be read.
+        stamp: of the file; see Row.
         t_load: ms to read, decode and prepare it; waiting for other images is not in it.
         error: one line, "" if all is well.
     """
@@ -46,6 +47,7 @@ class Loaded(Generic[T]):
     item: Item
     pixels: T | None = None
     sha256: str = ""
+    stamp: str = ""
     t_load: float = 0.0
     error: str = ""
 
@@ -101,6 +103,7 @@ class Opener(Generic[T]):
             loaded.pixels = self._prepare(loaded.item, pixels)
         else:
             waited.append(self._memory.take(index, size_of(source)))
+            loaded.stamp = stamp_of(source)  # before it is read: a later change is then seen
             data = bytes_of(source, name)
             loaded.sha256 = _sha256(data)
             loaded.pixels, n_bytes = self._decoded(data, loaded.item, index, waited)
@@ -153,6 +156,30 @@ def _read(path: str | os.PathLike[str], name: str) -> bytes:
             return stream.read(n_bytes)
         except OSError as error:
             raise ImageError(f"{name}: cannot be read: {error.strerror or error}") from error
+
+
+def stamp_of(source: Source) -> str:
+    """Size and time of a file, "SIZE:TIME"; "" if it is none, or not there.
+
+    Of a tar's member those in the tar.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            status = os.stat(source)
+        except (OSError, ValueError):
+            return ""
+        return f"{status.st_size}:{status.st_mtime_ns}"
+    return str(getattr(source, "stamp", ""))
+
+
+def hash_of(source: Source, name: str) -> str:
+    """SHA-256 of the bytes of a file, of a tar's member or of bytes, in hex; "" if it has none."""
+    if isinstance(source, (Image.Image, np.ndarray)):
+        return ""
+    try:
+        return _sha256(bytes_of(source, name))
+    except ImageError:
+        return ""
 
 
 def size_of(source: Source) -> int:

@@ -148,6 +148,7 @@ class _Batch:
             plan=self._options.plan,
             custom_id=asked.item.custom_id,
             sha256=asked.sha256,
+            stamp=asked.stamp,
             t_load=asked.t_load,
             config_hash=self._config_hash,
         )
@@ -168,6 +169,7 @@ class _Batch:
             self._options.sampling.seed,
             custom_id=asked.item.custom_id,
             sha256=asked.sha256,
+            stamp=asked.stamp,
             parsed=self._parsed(caption),
             config_hash=self._config_hash,
         )

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from atp_cpp.errors import AtpError
 from atp_cpp.rows import CANCELLED, OK, Row
 
-__all__ = ["Done", "Line", "begins_rows", "is_row", "key_of", "lines_of", "read_rows"]
+__all__ = ["Done", "Line", "begins_rows", "file_key", "is_row", "key_of", "lines_of", "read_rows"]
 
 _KEY_BYTES = 16
 _MAX_LINE = 1 << 26  # bytes; a longer one is no row, and is met in pieces
@@ -35,6 +35,17 @@ def key_of(custom_id: str, prompt: str, config_hash: str) -> bytes:
     """16 bytes that stand for what a row answers."""
     text = f"{len(custom_id)},{len(prompt)}:{custom_id}{prompt}{config_hash}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES).digest()
+
+
+def file_key(stamp: Any, sha256: Any) -> bytes:
+    """8 bytes that stand for a file's size and time, and 8 for what is in it; b"" if unknown."""
+    if not (type(sha256) is str and sha256):
+        return b""
+    parts = (stamp if type(stamp) is str else "", sha256)
+    return b"".join(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        for text in parts
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +102,8 @@ class Done:
 
     def __init__(self, *, retry_failed: bool = False) -> None:
         self._retry_failed = retry_failed
-        self._good: set[bytes] = set()
-        self._failed: set[bytes] = set()
+        self._good: dict[bytes, bytes] = {}  # key -> of which file its row is
+        self._failed: dict[bytes, bytes] = {}
         self._now: set[bytes] = set()  # of this run
 
     @property
@@ -108,16 +119,29 @@ class Done:
     def count(self, row: Mapping[str, Any]) -> None:
         """Takes in a row of an earlier run; in the order of the file."""
         key = key_of(row["custom_id"], row["prompt"], row["config_hash"])
-        self._good.discard(key)
-        self._failed.discard(key)
+        self.forget(key)
+        of_file = file_key(row.get("stamp"), row.get("sha256"))
         if row["status"] == OK:
-            self._good.add(key)
+            self._good[key] = of_file
         elif row["finish_reason"] != CANCELLED:
-            self._failed.add(key)
+            self._failed[key] = of_file
+
+    def forget(self, key: bytes) -> None:
+        """What an earlier run has done of it counts no more."""
+        self._good.pop(key, None)
+        self._failed.pop(key, None)
+
+    def file_of(self, key: bytes) -> bytes:
+        """The file_key of an earlier run's row; b"" if there is none."""
+        return self._good.get(key) or self._failed.get(key) or b""
 
     def earlier(self, key: bytes) -> bool:
         """Whether an earlier run has done it."""
         return key in self._good or (not self._retry_failed and key in self._failed)
+
+    def failed(self, key: bytes) -> bool:
+        """Whether what counts of earlier runs is a failure."""
+        return key in self._failed
 
     def claim(self, key: bytes) -> bool:
         """Takes a key on for this run; False if this run has it already."""

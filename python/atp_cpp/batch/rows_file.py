@@ -99,6 +99,18 @@ class RowsFile:
         """Whether an earlier run has left a row of this key that need not be made again."""
         return self._earlier.earlier(key_of(custom_id, prompt, config_hash))
 
+    def file_of(self, custom_id: str, prompt: str, config_hash: str) -> bytes:
+        """Which file an earlier run's row of this key is of; see ``file_key``."""
+        return self._earlier.file_of(key_of(custom_id, prompt, config_hash))
+
+    def forget(self, custom_id: str, prompt: str, config_hash: str) -> None:
+        """Earlier rows of this key count no more; they stay in the file, a new one comes after."""
+        self._earlier.forget(key_of(custom_id, prompt, config_hash))
+
+    def failed_earlier(self, custom_id: str, prompt: str, config_hash: str) -> bool:
+        """Whether the row of this key that counts is a failure."""
+        return self._earlier.failed(key_of(custom_id, prompt, config_hash))
+
     def claim(self, custom_id: str, prompt: str, config_hash: str) -> bool:
         """Takes a key on: an image listed twice is captioned once, also while it is under way.
 

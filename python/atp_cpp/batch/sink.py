@@ -11,7 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from atp_cpp.batch.item import Item
-from atp_cpp.batch.resume import Done, key_of
+from atp_cpp.batch.opening import hash_of, stamp_of
+from atp_cpp.batch.resume import Done, file_key, key_of
 from atp_cpp.batch.rows_file import RowsFile
 from atp_cpp.batch.text_files import TextFileError, TextFiles
 from atp_cpp.rows import ERROR, OK, Row
@@ -42,6 +43,9 @@ class Sink:
 
     Attributes:
         n_skipped: images passed over because they were done before this run.
+        n_skipped_failed: those of them that had failed.
+        n_with_text: images passed over because they have a text file.
+        n_replaced: images that are captioned anew, since another file has their name now.
         n_repeated: images passed over because this run had met them already.
         n_conflicts: images passed over because their custom_id is that of another image; each is
             noted. They have no row, which could not be told from the other's.
@@ -51,6 +55,9 @@ class Sink:
         self, *, rows: RowsFile | None = None, texts: TextFiles | None = None, config_hash: str = ""
     ) -> None:
         self.n_skipped = 0
+        self.n_skipped_failed = 0
+        self.n_with_text = 0
+        self.n_replaced = 0
         self.n_repeated = 0
         self.n_conflicts = 0
         self._rows = rows
@@ -139,8 +146,10 @@ class Sink:
         if self._rows is None:
             claimed = [self._claims.claim(key_of(*key)) for key in keys]
         else:
+            self._forget_replaced(item, keys, self._rows)
             if all(self._rows.done_earlier(*key) for key in keys):
                 self.n_skipped += 1
+                self.n_skipped_failed += any(self._rows.failed_earlier(*key) for key in keys)
                 return ()
             claimed = [self._rows.claim(*key) for key in keys]
         if not any(claimed):
@@ -150,6 +159,33 @@ class Sink:
             return prompts
         return tuple(p for p, is_claimed in zip(prompts, claimed, strict=True) if is_claimed)
 
+    def _forget_replaced(
+        self, item: Item, keys: list[tuple[str, str, str]], rows: RowsFile
+    ) -> None:
+        """Earlier rows of an image count no more if its file holds something else now.
+
+        Size and time are compared first; the file is read only if they differ.
+        """
+        known = {key: of_file for key in keys if (of_file := rows.file_of(*key))}
+        if item.error or not known:
+            return
+        stamp = stamp_of(item.source)
+        as_before = file_key(stamp, "?")[:8] if stamp else b""
+        others = {key: of_file for key, of_file in known.items() if of_file[:8] != as_before}
+        sha256 = hash_of(item.source, item.image) if others else ""
+        if not sha256:
+            return
+        content = file_key("", sha256)[8:]
+        replaced = [key for key, of_file in others.items() if of_file[8:] != content]
+        for key in replaced:
+            rows.forget(*key)
+        if replaced:
+            self.n_replaced += 1
+            log.warning(
+                "%s: another picture has this name since it was captioned; it is captioned anew%s",
+                *(item.image, "" if self._texts is None else self._texts.words_of_old()),
+            )
+
     def _with_text(self, item: Item, texts: TextFiles) -> Item:
         """The item; without prompts if its text needs none, with an error if it cannot be."""
         try:
@@ -158,7 +194,7 @@ class Sink:
             return replace(item, error=str(error))
         if wanted or self._rows is not None:
             return item
-        self.n_skipped += 1
+        self.n_with_text += 1
         return replace(item, prompts=())
 
     def _append(self, rows: list[Row]) -> list[Row]:

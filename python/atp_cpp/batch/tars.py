@@ -38,11 +38,13 @@ class Member:
         tar: path of the archive.
         offset: of its first byte.
         n_bytes: its size.
+        stamp: its size and time as the tar has them, see Row.
     """
 
     tar: str
     offset: int
     n_bytes: int
+    stamp: str = ""
 
     def __call__(self) -> bytes:
         """Reads them; ImageError if they are not there any more."""
@@ -144,7 +146,8 @@ class _Archive:
         if member.size > MAX_FILE_BYTES:
             return too_large(name, member.size, MAX_FILE_BYTES), b""
         if self._n_bytes is not None:
-            return "", Member(self._path, member.offset_data, member.size)
+            stamp = f"{member.size}:{int(member.mtime * 1_000_000_000)}"
+            return "", Member(self._path, member.offset_data, member.size, stamp)
         self._stream.seek(member.offset_data)
         data = self._stream.read(member.size)
         if len(data) < member.size:

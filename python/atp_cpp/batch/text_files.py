@@ -74,6 +74,10 @@ class TextFiles:
         self._check_folder(text)
         return first and not (self._existing == "skip" and os.path.lexists(text))
 
+    def words_of_old(self) -> str:
+        """What is said of the text of a picture that was replaced."""
+        return ", but its text stays (--existing overwrite)" if self._existing == "skip" else ""
+
     def write(self, image: Any, captions: Sequence[str]) -> None:
         """Writes the captions of one image, one for each prompt, in the order of the prompts.
 
