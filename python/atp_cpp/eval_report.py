@@ -11,6 +11,7 @@ from typing import Any
 
 from atp_cpp._core import __version__
 from atp_cpp.evaluate import EvalRow
+from atp_cpp.intervals import wilson
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +23,7 @@ class Summary:
         n: questions asked.
         n_failed: questions without a reply; they count as wrong.
         accuracy: over all questions, in [0, 1].
+        accuracy_95: its Wilson interval of 95 %.
         by_kind: kind -> accuracy.
         n_by_kind: kind -> questions.
         tokens_mean: live image tokens, mean over layers and questions.
@@ -33,6 +35,7 @@ class Summary:
     n: int
     n_failed: int
     accuracy: float
+    accuracy_95: tuple[float, float]
     by_kind: dict[str, float]
     n_by_kind: dict[str, int]
     tokens_mean: float
@@ -54,6 +57,7 @@ def _summary(plan: str, rows: Sequence[EvalRow]) -> Summary:
         n=len(rows),
         n_failed=len(rows) - len(answered),
         accuracy=_accuracy(rows),
+        accuracy_95=wilson(_accuracy(rows), len(rows)),
         by_kind={kind: _accuracy([row for row in rows if row.kind == kind]) for kind in kinds},
         n_by_kind={kind: sum(row.kind == kind for row in rows) for kind in kinds},
         tokens_mean=_mean([row.tokens_mean for row in answered]),
@@ -73,14 +77,16 @@ def _mean(values: Sequence[float]) -> float:
 def markdown(summaries: Sequence[Summary]) -> str:
     """The table: accuracies in percent, one line a plan."""
     kinds = sorted({kind for summary in summaries for kind in summary.by_kind})
-    columns = ["plan", "n", "all", *kinds, "tokens (layer mean)", "KV MiB", "prefill ms"]
+    columns = ["plan", "n", "all [95 %]", *kinds, "tokens (layer mean)", "KV MiB", "prefill ms"]
     lines = [
         "| " + " | ".join(columns) + " |",
         "|" + "|".join(["---"] + ["---:"] * (len(columns) - 1)) + "|",
     ]
     for s in summaries:
         failed = f" ({s.n_failed} failed)" if s.n_failed else ""
-        cells = [f"`{s.plan}`", f"{s.n}{failed}", _percent(s.accuracy)]
+        low, high = (100 * share for share in s.accuracy_95)
+        all_kinds = f"{_percent(s.accuracy)} [{low:.1f}, {high:.1f}]"
+        cells = [f"`{s.plan}`", f"{s.n}{failed}", all_kinds]
         cells += [_percent(s.by_kind[kind]) if kind in s.by_kind else "-" for kind in kinds]
         cells += [f"{s.tokens_mean:.1f}", f"{s.kv_bytes / 2**20:.2f}", f"{s.t_prefill:.1f}"]
         lines.append("| " + " | ".join(cells) + " |")
