@@ -7,8 +7,15 @@ from PIL import Image
 
 from atp_cpp.cli import main
 from atp_cpp.errors import AtpError
-from atp_cpp.eval_report import markdown, summarise
-from atp_cpp.evaluate import EvalRow, load_questions, mend_last_line, normal_form, read_rows
+from atp_cpp.eval_report import blind_accuracy, markdown, summarise
+from atp_cpp.evaluate import (
+    EvalRow,
+    Question,
+    load_questions,
+    mend_last_line,
+    normal_form,
+    read_rows,
+)
 
 pytest_plugins = ("fixtures_python",)
 
@@ -66,6 +73,9 @@ def test_different_answers(answer, other):
     assert normal_form(answer) != normal_form(other)
 
 
+BLIND = "atp-cpp: without an image, the words of the questions alone give 0.0 %\n"
+
+
 def test_table_and_json(fake_engine, files, questions, tmp_path, run):
     fake_engine()
     out = tmp_path / "out.json"
@@ -73,7 +83,7 @@ def test_table_and_json(fake_engine, files, questions, tmp_path, run):
         questions, *files, "--out", out, "--compare", "none", "--compare",
         "fastv:keep=0.5,after=4", "--compare", "grid:keep=0.5,after=0.25+grid:keep=0.25,after=4",
     )  # fmt: skip
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, BLIND)
     lines = table.splitlines()
     assert (
         lines[0]
@@ -298,7 +308,20 @@ def test_real_run(tiny_files, questions, run):
         "--compare", "none",
         "--compare", "grid:keep=0.25,after=4",
     )  # fmt: skip
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, BLIND)
     none, grid = table.splitlines()[2:]
     assert " | 64.0 | " in none
     assert " | 40.0 | " in grid
+
+
+def test_blind_accuracy_guesses_from_other_images():
+    def ask(image, question, answer, kind="k"):
+        return Question(image, question, answer, kind)
+
+    always_yes = [ask(str(i), "Is it?", "yes") for i in range(3)]
+    assert blind_accuracy(always_yes) == 1
+    alone = [ask("a", "What is it?", "cat"), ask("a", "What is it?", "cat")]
+    assert blind_accuracy(alone) == 0  # no other image to guess from
+    by_kind = [ask("a", "one?", "1"), ask("b", "two?", "1"), ask("c", "three?", "2")]
+    assert blind_accuracy(by_kind) == pytest.approx(2 / 3)
+    assert blind_accuracy([]) == 0

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import platform
 import statistics
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from typing import Any
 
 from atp_cpp._core import __version__
-from atp_cpp.evaluate import EvalRow
+from atp_cpp.evaluate import EvalRow, Question, normal_form
 from atp_cpp.intervals import wilson
 
 
@@ -66,6 +67,32 @@ def _summary(plan: str, rows: Sequence[EvalRow]) -> Summary:
     )
 
 
+def blind_accuracy(questions: Sequence[Question]) -> float:
+    """Accuracy of somebody who sees no image: what the words of a question give away.
+
+    The guess is the most frequent answer to the same question about the other images of the file;
+    where no other image has the question, the most frequent answer of its kind there. Ties go to
+    the answer that comes first in the file. A policy whose accuracy is near this floor shows
+    nothing.
+
+    Returns:
+        the share of right guesses, 0 to 1; 0 for no questions.
+    """
+    by_text: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    by_kind: defaultdict[str, list[tuple[str, str]]] = defaultdict(list)
+    for q in questions:
+        for group in (by_text[normal_form(q.question)], by_kind[q.kind]):
+            group.append((q.image, normal_form(q.answer)))
+    right = 0
+    for q in questions:
+        for group in (by_text[normal_form(q.question)], by_kind[q.kind]):
+            others = Counter(answer for image, answer in group if image != q.image)
+            if others:
+                right += others.most_common(1)[0][0] == normal_form(q.answer)
+                break
+    return right / len(questions) if questions else 0.0
+
+
 def _accuracy(rows: Sequence[EvalRow]) -> float:
     return sum(row.correct for row in rows) / len(rows) if rows else 0.0
 
@@ -109,6 +136,12 @@ def provenance(**facts: Any) -> dict[str, Any]:
     }
 
 
-def report(summaries: Sequence[Summary], where_from: dict[str, Any]) -> dict[str, Any]:
-    """The JSON file's content."""
-    return {"provenance": where_from, "results": [asdict(summary) for summary in summaries]}
+def report(
+    summaries: Sequence[Summary], where_from: dict[str, Any], blind: float
+) -> dict[str, Any]:
+    """The JSON file's content; `blind` is `blind_accuracy` of the questions."""
+    return {
+        "provenance": where_from,
+        "blind_accuracy": blind,
+        "results": [asdict(summary) for summary in summaries],
+    }
