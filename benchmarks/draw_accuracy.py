@@ -2,8 +2,8 @@
 
     pip install matplotlib==3.11.2
     python benchmarks/draw_accuracy.py benchmarks/results/atp-demo.json accuracy_tokens.png
-Accuracy against the layer mean of image tokens, one panel a source of questions. Bars are one
-standard error of the difference to the whole image, question by question. The paper is white on
+Accuracy against the layer mean of image tokens, one panel a source of questions. Bars are
+95 % intervals of the difference to the whole image, question by question. The paper is white on
 purpose: the picture stands alike on light and dark pages.
 """
 
@@ -21,6 +21,8 @@ from PIL import Image
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+
+from atp_cpp.intervals import Z_95
 
 INK, PALE = "#202020", "#8a8a8a"
 # label of a curve -> (beginning of a line's label, colour, marker, line style)
@@ -50,7 +52,7 @@ def curves(axes: Axes, lines: list[dict[str, Any]], source: str) -> None:
             continue
         x = [one["tokens_mean"] for one in mine]
         y = [100 * one["accuracy"] for one in mine]
-        error = [one["points_error"] for one in mine]
+        error = [Z_95 * one["points_error"] for one in mine]
         bold = start.startswith("ATP")
         axes.errorbar(
             x, y, error, label=name, color=color, marker=marker, ls=style,

@@ -42,6 +42,7 @@ from atp_cpp.evaluate import (
     read_plans,
     read_rows,
 )
+from atp_cpp.intervals import difference_text, wilson
 from atp_cpp.sidecar import AtpSidecar
 
 LEVELS = (0.5, 0.25, 0.15)
@@ -260,7 +261,7 @@ def table(content: dict[str, Any]) -> str:
     """The table to read: one line a plan, levels in bold headings."""
     sources = content["sources"]
     head = ["layer mean", "policy", "mean tokens"]
-    head += [part for name in sources for part in (name, "± points")]
+    head += [part for name in sources for part in (f"{name} [95 %]", "points [95 %]")]
     head += ["KV MiB", "prefill ms"]
     out = ["| " + " | ".join(head) + " |", "|---|---|" + "---:|" * (len(head) - 2)]
     for line in content["lines"]:
@@ -271,9 +272,11 @@ def table(content: dict[str, Any]) -> str:
             if one is None:
                 cells += ["", ""]
                 continue
-            against = f"{one['points']:+.1f} ± {one['points_error']:.1f}"
+            low, high = (100 * share for share in wilson(one["accuracy"], one["n"]))
+            against = difference_text(one["points"], one["points_error"])
             is_itself = one["points"] == 0 and line["plan"] == "none"
-            cells += [f"{100 * one['accuracy']:.1f} %", "" if is_itself else against]
+            right = f"{100 * one['accuracy']:.1f} % [{low:.1f}, {high:.1f}]"
+            cells += [right, "" if is_itself else against]
         cells += [f"{first['kv_bytes'] / 2**20:.2f}", f"{first['t_prefill']:.0f}"]
         if line["plan"].startswith("atp"):
             cells[1:] = [f"**{cell}**" if cell else "" for cell in cells[1:]]

@@ -86,6 +86,16 @@ def test_features_do_not_depend_on_order_and_have_one_width():
         assert core.atp_features(s.tolist(), 64) == pytest.approx(expected, rel=0, abs=1e-12)
 
 
+def test_the_grids_are_not_nested():
+    """docs/policies.md tells these counts: each stride has its own centred offset."""
+    strides = (2, 3, 4, 6, 8, 12)
+    scores = np.array(
+        [core.atp_spatial_score(*divmod(i, 24), grid=(24, 24), strides=strides) for i in range(576)]
+    )
+    kept = [int((scores > 1 - 3 / stride**2 - 1e-9).sum()) for stride in strides]
+    assert kept == [232, 120, 61, 29, 13, 4]
+
+
 def test_spatial_scores_of_the_paper_grid():
     """24 x 24: the share of cells at or above each level is the rate that the level stands for."""
     strides = (2, 3, 4, 6, 8, 12)

@@ -7,8 +7,15 @@ from PIL import Image
 
 from atp_cpp.cli import main
 from atp_cpp.errors import AtpError
-from atp_cpp.eval_report import markdown, summarise
-from atp_cpp.evaluate import EvalRow, load_questions, mend_last_line, normal_form, read_rows
+from atp_cpp.eval_report import blind_accuracy, markdown, summarise
+from atp_cpp.evaluate import (
+    EvalRow,
+    Question,
+    load_questions,
+    mend_last_line,
+    normal_form,
+    read_rows,
+)
 
 pytest_plugins = ("fixtures_python",)
 
@@ -66,6 +73,9 @@ def test_different_answers(answer, other):
     assert normal_form(answer) != normal_form(other)
 
 
+BLIND = "atp-cpp: without an image, the words of the questions alone give 0.0 %\n"
+
+
 def test_table_and_json(fake_engine, files, questions, tmp_path, run):
     fake_engine()
     out = tmp_path / "out.json"
@@ -73,13 +83,14 @@ def test_table_and_json(fake_engine, files, questions, tmp_path, run):
         questions, *files, "--out", out, "--compare", "none", "--compare",
         "fastv:keep=0.5,after=4", "--compare", "grid:keep=0.5,after=0.25+grid:keep=0.25,after=4",
     )  # fmt: skip
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, BLIND)
     lines = table.splitlines()
     assert (
-        lines[0] == "| plan | n | all | what | where | tokens (layer mean) | KV MiB | prefill ms |"
+        lines[0]
+        == "| plan | n | all [95 %] | what | where | tokens (layer mean) | KV MiB | prefill ms |"
     )
-    assert lines[2] == "| `none` | 4 | 50.0 % | 66.7 % | 0.0 % | 16.0 | 0.00 | 2.0 |"
-    assert lines[3].startswith("| `fastv:keep=0.5,after=4` | 4 | 50.0 % |")
+    assert lines[2] == "| `none` | 4 | 50.0 % [15.0, 85.0] | 66.7 % | 0.0 % | 16.0 | 0.00 | 2.0 |"
+    assert lines[3].startswith("| `fastv:keep=0.5,after=4` | 4 | 50.0 % [15.0, 85.0] |")
     assert " | 12.0 | " in lines[3]
     # 2 layers with 16, 2 with 8, 4 with 4
     assert "`grid:keep=0.5,after=2+grid:keep=0.25,after=4`" in lines[4]
@@ -163,10 +174,10 @@ def test_goes_on_where_it_was_interrupted(fake_engine, files, questions, tmp_pat
 def test_corrected_labels_judge_earlier_replies_anew(fake_engine, files, questions, tmp_path, run):
     rows = tmp_path / "rows.jsonl"
     fake_engine()
-    assert "| `none` | 4 | 50.0 % |" in run(questions, *files, "--rows", rows)[1]
+    assert "| `none` | 4 | 50.0 % [15.0, 85.0] |" in run(questions, *files, "--rows", rows)[1]
     questions.write_text(questions.read_text().replace('"left"', '"A red circle"'))
     engine = fake_engine()
-    assert "| `none` | 4 | 75.0 % |" in run(questions, *files, "--rows", rows)[1]
+    assert "| `none` | 4 | 75.0 % [30.1, 95.4] |" in run(questions, *files, "--rows", rows)[1]
     assert engine.made[0].calls == []
 
 
@@ -212,7 +223,7 @@ def test_a_missing_image_is_named_and_counts_as_wrong(fake_engine, files, questi
     fake_engine()
     code, table, err = run(questions, *files, "--rows", rows)
     assert code == 1
-    assert "| `none` | 4 (2 failed) | 50.0 % | 66.7 % | 0.0 % | 16.0 |" in table
+    assert "| `none` | 4 (2 failed) | 50.0 % [15.0, 85.0] | 66.7 % | 0.0 % | 16.0 |" in table
     assert err.count("b.png: no such file") == 2
     assert "2 of 4 replies failed" in err
     Image.new("RGB", (8, 8)).save(tmp_path / "b.png")
@@ -287,7 +298,7 @@ def test_medians_and_means():
     (summary,) = summarise([row(True, 10, 1.0), row(False, 20, 2.0), row(True, 30, 90.0)])
     assert summary.accuracy == pytest.approx(2 / 3)
     assert (summary.tokens_mean, summary.t_prefill) == (20, 2.0)
-    assert "| `p` | 3 | 66.7 % | 66.7 % | 20.0 | 1.00 | 2.0 |" in markdown([summary])
+    assert "| `p` | 3 | 66.7 % [20.8, 93.9] | 66.7 % | 20.0 | 1.00 | 2.0 |" in markdown([summary])
 
 
 def test_real_run(tiny_files, questions, run):
@@ -297,7 +308,20 @@ def test_real_run(tiny_files, questions, run):
         "--compare", "none",
         "--compare", "grid:keep=0.25,after=4",
     )  # fmt: skip
-    assert (code, err) == (0, "")
+    assert (code, err) == (0, BLIND)
     none, grid = table.splitlines()[2:]
     assert " | 64.0 | " in none
     assert " | 40.0 | " in grid
+
+
+def test_blind_accuracy_guesses_from_other_images():
+    def ask(image, question, answer, kind="k"):
+        return Question(image, question, answer, kind)
+
+    always_yes = [ask(str(i), "Is it?", "yes") for i in range(3)]
+    assert blind_accuracy(always_yes) == 1
+    alone = [ask("a", "What is it?", "cat"), ask("a", "What is it?", "cat")]
+    assert blind_accuracy(alone) == 0  # no other image to guess from
+    by_kind = [ask("a", "one?", "1"), ask("b", "two?", "1"), ask("c", "three?", "2")]
+    assert blind_accuracy(by_kind) == pytest.approx(2 / 3)
+    assert blind_accuracy([]) == 0

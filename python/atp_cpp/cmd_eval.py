@@ -21,7 +21,7 @@ from atp_cpp.cli_args import (
 )
 from atp_cpp.config import CutSpec, SamplingConfig, plan_text
 from atp_cpp.errors import AtpError
-from atp_cpp.eval_report import markdown, provenance, report, summarise
+from atp_cpp.eval_report import blind_accuracy, markdown, provenance, report, summarise
 from atp_cpp.evaluate import (
     EvalRow,
     Question,
@@ -90,9 +90,13 @@ def run(args: argparse.Namespace, output: Output) -> int:
         rows, complete = _ask_all(args, output, captioner, questions, plans)
         facts = _facts(args, captioner, len(questions), plans, complete)
     summaries = summarise(rows)
+    blind = blind_accuracy(questions)
     output.result(markdown(summaries))
+    output.note(f"without an image, the words of the questions alone give {100 * blind:.1f} %")
     if args.out is not None:
-        text = json.dumps(report(summaries, provenance(**facts)), indent=2, ensure_ascii=False)
+        text = json.dumps(
+            report(summaries, provenance(**facts), blind), indent=2, ensure_ascii=False
+        )
         Path(args.out).write_text(text + "\n", encoding="utf-8")
     if not complete:
         output.note(f"interrupted after {len(rows)} of {len(questions) * len(plans)} replies")

@@ -18,6 +18,8 @@ class SidecarFacts:
     Attributes:
         file: its path.
         kind: "ATP sidecar".
+        floor: share of the image tokens, mean over all layers, that the layers before the first
+            cut cost alone; a budget must be above it.
         kept_mean: mean share of the image tokens alive in training, over all layers.
         tensors: name -> shape, [rows, columns] of a matrix.
         size_bytes: of the file.
@@ -48,6 +50,7 @@ class SidecarFacts:
     activation: str
     budget: float
     kept: list[float]
+    floor: float
     kept_mean: float
     mode: str
     data: str
@@ -69,6 +72,8 @@ class SidecarFacts:
             f"  cuts           after {', '.join(map(str, self.cuts))} layers",
             f"  kept           {kept} of the image tokens; {self.kept_mean:.1%} over all layers "
             f"(trained for {self.budget:.1%})",
+            f"  least mean     above {self.floor:.1%}: {self.cuts[0]} of {self.n_layer} layers run "
+            "on all image tokens, so no smaller --budget can be met",
             f"  trained        {self.mode}; grid {self.grid[0]}x{self.grid[1]}"
             + (f"; {self.data}" if self.data else ""),
             f"  scores         {self.score}, {self.score_norm}, {self.divisor}; rule {self.rule}",
@@ -100,6 +105,7 @@ def sidecar_facts(
     return SidecarFacts(
         file=os.fspath(path),
         kind="ATP sidecar",
+        floor=sidecar.cuts[0] / sidecar.n_layer,
         kept_mean=_kept_mean(sidecar),
         tensors={name: list(array.shape) for name, array in sidecar.tensors.items()},
         size_bytes=size_bytes,

@@ -29,6 +29,7 @@ from PIL import Image
 
 from atp_cpp.eval_report import provenance
 from atp_cpp.evaluate import file_sha256
+from atp_cpp.intervals import difference_text
 from atp_cpp.train.checkpoint import FILE_NAME, load_weights
 from atp_cpp.train.data import Batches
 from atp_cpp.train.insert import Pass
@@ -207,13 +208,13 @@ def difference(result: dict[str, Any], control: dict[str, Any]) -> tuple[float, 
 def table(results: dict[str, dict[str, Any]]) -> str:
     """Markdown: one line a variant."""
     lines = [
-        "| variant | right | points against the demo's | mean tokens | spread | "
+        "| variant | right | points against the demo's [95 %] | mean tokens | spread | "
         "asked object's cells alive | other objects' |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, result in results.items():
         gain, error = difference(result, results[CONTROL])
-        against = "" if name == CONTROL else f"{gain:+.1f} ± {error:.1f}"
+        against = "" if name == CONTROL else difference_text(gain, error)
         cover = [
             " / ".join(f"{100 * share:.0f}" for share in result["coverage"].get(part, [])) + " %"
             for part in ("asked", "others")
