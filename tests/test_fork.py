@@ -50,6 +50,47 @@ assert os.waitpid(pid, 0)[1] == 0
 assert cap.caption(I).text == said
 """
 
+BUSY = """
+import threading, time
+inside, go_on = threading.Event(), threading.Event()
+
+def on_token(text):
+    inside.set()
+    go_on.wait(60)
+
+worker = threading.Thread(target=lambda: cap.caption(I, on_token=on_token))
+worker.start()
+inside.wait(60)
+pid = os.fork()
+if pid == 0:
+    try:
+        cap.caption(I)
+    except atp_cpp.AtpError as error:
+        fine = "make a new one in the child" in str(error)
+        own = atp_cpp.Captioner(n_threads=2).caption(I).text
+        os._exit(0 if fine and own == said else 3)
+    os._exit(4)
+try:
+    assert os.waitpid(pid, 0)[1] == 0
+finally:
+    go_on.set()
+    worker.join()
+"""
+OPEN_RUN = """
+run = cap.caption_many([I] * 3, batch_size=2)
+next(run)
+pid = os.fork()
+if pid == 0:
+    try:
+        next(run)
+    except atp_cpp.AtpError as error:
+        run.close()
+        os._exit(0 if "before the process forked" in str(error) else 3)
+    os._exit(4)
+assert os.waitpid(pid, 0)[1] == 0
+assert [row.caption for row in run] == [said] * 2
+"""
+
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
 @pytest.mark.parametrize(
@@ -60,8 +101,10 @@ assert cap.caption(I).text == said
         BY_POOL,
         BATCH,
         CLOSED,
+        BUSY,
+        OPEN_RUN,
     ],
-    ids=["its own", "inherited", "pool", "batch", "closed in the child"],
+    ids=["its own", "inherited", "pool", "batch", "closed in the child", "busy", "open run"],
 )
 def test_a_forked_child_captions(body):
     run = subprocess.run(

@@ -29,6 +29,7 @@ from atp_cpp.config import (
     uses_atp,
 )
 from atp_cpp.errors import AtpError, ImageError, ModelError, PlanError
+from atp_cpp.forked import renew_in_children
 from atp_cpp.image_spec import ImageSpec
 from atp_cpp.images import ImageSource, Pixels, load_image
 from atp_cpp.model_files import atp_file, image_spec_of, model_files
@@ -102,7 +103,8 @@ class Captioner:
         if uses_atp(plan) and self.atp is None:
             settle(plan, 1, ())  # says so, before a model is loaded
         self._rounding = {"flash_attn": flash_attn, "type_k": type_k, "type_v": type_v}
-        self._lock = threading.Lock()  # one call of the engine at a time
+        self.renew_locks()
+        renew_in_children(self)
         self._batch = threading.Lock()  # held while a batch is open
         self._engine: Engine | None = Engine(
             str(self.model),
@@ -132,6 +134,10 @@ class Captioner:
         except BaseException:
             self.close()
             raise
+
+    def renew_locks(self) -> None:
+        """For a forked child. The engine itself tells whether it can be used there."""
+        self._lock = threading.Lock()  # one call of the engine at a time
 
     create_chat_completion = chat.create_chat_completion
     from_pretrained = classmethod(hub_files.from_pretrained)
