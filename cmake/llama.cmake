@@ -23,8 +23,10 @@ set(MTMD_VIDEO           OFF CACHE BOOL "" FORCE)
 set(LLAMA_ALL_WARNINGS   OFF CACHE BOOL "")
 set(GGML_CCACHE          OFF CACHE BOOL "" FORCE)  # the compiler launcher above does it
 
+# ggml's own threads instead: OpenMP's poll for long on a busy machine and do not survive fork()
+set(GGML_OPENMP OFF CACHE BOOL "OpenMP threads")
+
 if(APPLE)
-    set(GGML_OPENMP              OFF CACHE BOOL "")  # torch brings its own OpenMP: two in one process abort
     set(GGML_METAL_EMBED_LIBRARY ON  CACHE BOOL "")  # no shader file to find at run time
 endif()
 

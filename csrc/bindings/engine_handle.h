@@ -1,7 +1,8 @@
 // An Engine that Python may close and may call from several threads.
 //
 // One thread at a time computes captions; prepare and encode may run beside it. A callback of a call must not start
-// another: it would wait for itself.
+// another: it would wait for itself. A forked child may go on with its parent's engine, unless a thread of the parent
+// was in it when the process forked (its locks are held for ever), or it computes on a device, which no child shares.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -12,6 +13,10 @@
 #include <shared_mutex>
 #include <string>
 #include <thread>
+
+#if !defined(_WIN32)
+#include <unistd.h>
+#endif
 
 #include "engine.h"
 #include "errors.h"
@@ -41,9 +46,11 @@ class EngineHandle {
     // runs `work` on the engine beside a thread that uses it: prepare and encode only
     template <typename Work>
     auto beside(Work work) {
+        check_process();
         check_no_callback();
         const std::shared_lock<std::shared_mutex> alive(life_);
         check_open();
+        const Inside inside(n_inside_);
         return work(*engine_);
     }
 
@@ -56,9 +63,21 @@ class EngineHandle {
     }
 
   private:
+    // counts the calls that are in the engine
+    class Inside {
+      public:
+        explicit Inside(std::atomic<int32_t> & n) : n_(n) { ++n_; }
+        ~Inside() { --n_; }
+        Inside(const Inside &) = delete;
+        Inside & operator=(const Inside &) = delete;
+
+      private:
+        std::atomic<int32_t> & n_;
+    };
+
     class Use {
       public:
-        explicit Use(EngineHandle & handle) : handle_(handle) {
+        explicit Use(EngineHandle & handle) : handle_(handle), inside_(handle.checked_inside()) {
             handle.check_no_callback();
             lock_ = std::unique_lock<std::mutex>(handle.mutex_);
             handle.user_ = std::this_thread::get_id();
@@ -69,8 +88,37 @@ class EngineHandle {
 
       private:
         EngineHandle & handle_;
+        const Inside inside_;
         std::unique_lock<std::mutex> lock_;
     };
+
+    std::atomic<int32_t> & checked_inside() {
+        check_process();
+        return n_inside_;
+    }
+
+    static int64_t process_id() {
+#if defined(_WIN32)
+        return 0;
+#else
+        return getpid();
+#endif
+    }
+
+    // before any lock is taken
+    void check_process() {
+        if (pid_ == process_id()) {
+            return;
+        }
+        const bool on_device = info_.devices.size() != 1 || info_.devices[0] != "CPU";
+        if (on_device || n_inside_ > 0) {
+            throw StageError(std::string("this engine was made before the process forked, and ") +
+                             (on_device ? "it computes on a device, which a forked child cannot share; start processes "
+                                          "by spawn instead of fork"
+                                        : "the parent was computing with it then; make a new one in the child"));
+        }
+        pid_ = process_id();
+    }
 
     void check_no_callback() const {
         if (user_ == std::this_thread::get_id()) {
@@ -89,6 +137,8 @@ class EngineHandle {
     std::shared_mutex life_;
     std::atomic<std::thread::id> user_{};
     std::atomic<bool> closed_{false};
+    std::atomic<int32_t> n_inside_{0};
+    std::atomic<int64_t> pid_{process_id()};  // of the process that uses it
     std::unique_ptr<Engine> engine_;
     ModelInfo info_;
 };

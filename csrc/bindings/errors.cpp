@@ -1,6 +1,7 @@
 #include "errors.h"
 
 #include <cstring>
+#include <new>
 
 #include "registers.h"
 
@@ -40,7 +41,16 @@ void register_errors(py::module_ & m) {
     register_error<ModelError>(m, "ModelError", base);
     register_error<ImageError>(m, "ImageError", base);
     register_error<PlanError>(m, "PlanError", base);
-    register_error<StageError>(m, "StageError", base);
+    static const py::handle stage_error = register_error<StageError>(m, "StageError", base);
+    py::register_local_exception_translator([](std::exception_ptr raised) {
+        try {
+            std::rethrow_exception(std::move(raised));
+        } catch (const std::bad_alloc &) {
+            PyErr_SetString(stage_error.ptr(),
+                            "out of memory: this process gets no more from the system; use a smaller "
+                            "context (n_ctx), n_ubatch, batch or model, or raise its limit");
+        }
+    });
 }
 
 }  // namespace atp::python

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from atp_cpp.errors import ImageError
+from atp_cpp.forked import renew_in_children
 from atp_cpp.image_pixels import is_deep_colour, seek_content, to_rgb
 from atp_cpp.png_chunks import without_large_texts
 
@@ -374,9 +375,14 @@ class _PillowQuiet:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self.renew_locks()
         self._n_inside = 0
         self._filters = warnings.catch_warnings()
+        renew_in_children(self)
+
+    def renew_locks(self) -> None:
+        """For a forked child."""
+        self._lock = threading.Lock()
 
     def __enter__(self) -> None:
         with self._lock:

@@ -31,6 +31,7 @@ from atp_cpp.config import (
     uses_atp,
 )
 from atp_cpp.errors import AtpError, ModelError, PlanError
+from atp_cpp.forked import renew_in_children
 from atp_cpp.image_spec import ImageSpec
 from atp_cpp.images import Pixels
 from atp_cpp.load_options import LoadOptions
@@ -108,7 +109,8 @@ class Session:
         self.files = files
         self._rounding = options.rounding()
         self._fingerprint = parts.fingerprint
-        self._lock = threading.Lock()  # one call of the engine at a time
+        self.renew_locks()
+        renew_in_children(self)
         self._batch = threading.Lock()  # held while a batch is open
         self._engine: Engine | None = parts.engine(
             str(files.model),
@@ -178,6 +180,10 @@ class Session:
     def overlaps(self) -> bool:
         """Whether the vision encoder and the decoder want different cores or devices."""
         return self._overlaps
+
+    def renew_locks(self) -> None:
+        """For a forked child. The engine itself tells whether it can be used there."""
+        self._lock = threading.Lock()  # one call of the engine at a time
 
     def close(self) -> None:
         """Frees model, projector and caches. Calling it again does nothing."""

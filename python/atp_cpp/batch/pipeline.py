@@ -7,6 +7,7 @@ one who asks for rows, so nothing runs far ahead and memory stays flat.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
@@ -24,6 +25,7 @@ from atp_cpp.batch.schedule import Ended, Schedule
 from atp_cpp.caption import Caption
 from atp_cpp.config import CutSpec, SamplingConfig
 from atp_cpp.errors import AtpError
+from atp_cpp.forked import renew_in_children
 from atp_cpp.images import Pixels
 from atp_cpp.preprocess import prepare
 from atp_cpp.rows import Row, failed_row, good_row
@@ -34,6 +36,7 @@ OnError: TypeAlias = Literal["record", "stop"]
 
 
 _AHEAD = 2  # jobs encoded ahead, in a thread of their own
+_of_parents: list[Iterator[Row]] = []  # never freed: that would wait for threads that are not here
 _HELD = 16  # rows held back for their order, for each caption under way
 
 
@@ -62,8 +65,21 @@ class CaptionRun(Iterator[Row]):
     def __init__(self, session: Session, items: Iterable[Item], options: BatchOptions) -> None:
         self._batch = _Batch(session, items, options)
         self._rows = self._batch.rows()
+        self._of_parent = False
+        renew_in_children(self)
+
+    def renew_locks(self) -> None:
+        """For a forked child: the threads of a run that has begun are the parent's."""
+        if inspect.getgeneratorstate(self._rows) != inspect.GEN_CREATED:
+            self._of_parent = True
+            _of_parents.append(self._rows)
 
     def __next__(self) -> Row:
+        if self._of_parent:
+            raise AtpError(
+                "this caption_many began before the process forked, and goes on in the parent; "
+                "make a Captioner of its own in the child"
+            )
         return next(self._rows)
 
     def __enter__(self) -> CaptionRun:
@@ -79,7 +95,8 @@ class CaptionRun(Iterator[Row]):
 
     def close(self) -> None:
         """Gives up the captions under way and ends the threads. Calling it again does nothing."""
-        self._rows.close()
+        if not self._of_parent:
+            self._rows.close()
 
     def stop(self) -> None:
         """Starts no further caption; those under way end, and their rows are given.
