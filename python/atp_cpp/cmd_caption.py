@@ -134,7 +134,7 @@ def _run_single(
 
 
 def _load(name: str, allow_http: bool) -> tuple[Pixels, str]:
-    """One image of a file, of stdin, or of the web, and the SHA-256 of its bytes ("" of the web)."""
+    """One image of a file, stdin or the web, and the SHA-256 of its bytes ("" of the web)."""
     if is_web_address(name) and allow_http:
         return load_url(name, allow_http=True), ""
     if name == "-":
