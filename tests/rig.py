@@ -80,7 +80,7 @@ def prompt(
     seq.add_text(leading)
     for part in parts:
         if isinstance(part, int):
-            seq.add_text([int(t) for t in rng.integers(300, decoder.n_vocab, part)])
+            seq.add_text([int(t) for t in rng.integers(first_text(decoder), decoder.n_vocab, part)])
             continue
         rows, cols = part
         embd = rng.standard_normal((rows * cols, decoder.n_embd_inp)).astype(np.float32)
@@ -94,9 +94,15 @@ def prompt(
     return seq
 
 
+def first_text(decoder: core.Decoder) -> int:
+    """The first token id that stands for text; our own vocabularies open with bytes and signs."""
+    return 300 if decoder.n_vocab > 300 else 0
+
+
 def steps(decoder: core.Decoder, n: int, seed: int = 0) -> list[int]:
     """Token ids to decode, as a caller might have sampled them."""
-    return [int(t) for t in np.random.default_rng([99, seed]).integers(300, decoder.n_vocab, n)]
+    rng = np.random.default_rng([99, seed])
+    return [int(t) for t in rng.integers(first_text(decoder), decoder.n_vocab, n)]
 
 
 def live_rows(seq: core.Sequence, kept: Sequence[int]) -> list[int]:

@@ -7,8 +7,8 @@ one rename. So a folder that exists is complete. Its name holds a hash of all th
 another pin or another patch is another folder. stdout carries the path alone, everything else goes
 to stderr.
 
-``fetch_llama_cpp.py FILE TARGET`` copies one more file of the same archive, unpatched: tests compile
-one that no build needs.
+``fetch_llama_cpp.py FILE TARGET`` copies one more file of the same archive, unpatched: tests
+compile one that no build needs.
 """
 
 from __future__ import annotations

@@ -64,13 +64,18 @@ _RWKV7 = setting(
     attention__value_residual_mix_lora_rank=32,
     attention__gate_lora_rank=32,
 )
+# every other layer is recurrent: with seven, the last one has attention
+_HYBRIDS = "bailingmoe3 glm5-next granitehybrid jamba kimi-k3 kimi-linear lfm2 lfm2moe plamo2"
 OPTIONS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(_HYBRIDS.split(), ("--layers", "7")),
+    **dict.fromkeys(("nemotron_h", "nemotron_h_moe"), ("--layers", "7")),
     "llama4": ("--layers", "8"),  # every fourth layer has no RoPE
     "deepseek4": ("--layers", "8"),  # four ratios of compression
     "gemma3n": ("--layers", "24"),  # those from 20 on have no KV of their own
     "gemma4": _GEMMA4,
     "rwkv7": _RWKV7,
-    "arwkv7": _RWKV7,
+    "arwkv7": (*_RWKV7, *setting(token_shift_count=1)),
+    "rwkv6qwen2": setting(token_shift_count=1),
 }
 # forms of an architecture that upstream's test leaves out
 EXTRA = (
