@@ -84,6 +84,7 @@ void DecodeChain::build() {
         request.memory = m.now[s].get();
         request.sched = m.sched.get();
         request.n_outputs = static_cast<int32_t>(request.ubatch->n_tokens);
+        request.has_guests = caches_[s]->has_guests();
         graphs_[s]->build(request);
         if (s > 0) {
             splice(*graphs_[s - 1], *graphs_[s]);

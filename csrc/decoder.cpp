@@ -36,8 +36,8 @@ Decoder::Decoder(const Model & model) : model_(model) {
 
 Decoder::~Decoder() = default;
 
-const std::vector<int32_t> & Decoder::legal_cuts() {
-    if (!legal_cuts_known_) {
+const Borders & Decoder::borders() {
+    if (!borders_) {
         StageCache cache(model_, {0, model_.n_layer()});
         Batcher batcher(model_);
         constexpr int32_t n_probe = 2;
@@ -50,20 +50,19 @@ const std::vector<int32_t> & Decoder::legal_cuts() {
         const ggml_backend_sched_ptr sched(model_.new_sched(model_.max_nodes()));
         request.sched = sched.get();
         request.n_outputs = 1;
-        legal_cuts_ = find_legal_cuts(model_, request);
-        legal_cuts_known_ = true;
+        borders_ = find_borders(model_, request);
     }
-    return legal_cuts_;
+    return *borders_;
 }
 
 void Decoder::set_plan(const Plan & plan) {
     if (!alive_.empty()) {
         throw PlanError("the plan cannot change while sequences are alive; remove them first");
     }
-    check_plan(plan, model_.n_layer(), plan.empty() ? std::vector<int32_t>() : legal_cuts());
+    check_plan(plan, model_.n_layer(), plan.empty() ? Borders() : borders());
     const std::vector<StageRange> ranges = stage_ranges(plan, model_.n_layer());
     if (same_ranges(stages_, ranges)) {
-        check_score_layers(plan, stages_);
+        check_scores(plan, stages_);
     } else {
         // all that can throw comes before the first change
         Stages stages;
@@ -72,7 +71,7 @@ void Decoder::set_plan(const Plan & plan) {
             stages.push_back(std::make_unique<Stage>(model_, range));
             caches.push_back(&stages.back()->cache());
         }
-        check_score_layers(plan, stages);
+        check_scores(plan, stages);
         auto chain = std::make_unique<DecodeChain>(model_, caches, ranges);
         chain_ = std::move(chain);
         stages_ = std::move(stages);
@@ -82,15 +81,13 @@ void Decoder::set_plan(const Plan & plan) {
     plan_ = plan;
 }
 
-void Decoder::check_score_layers(const Plan & plan, const Stages & stages) {
+void Decoder::check_scores(const Plan & plan, const Stages & stages) {
     for (const Cut & cut : plan) {
         for (const auto & stage : stages) {
             if (cut.policy.needs != ScoreKind::none && stage->range().il_last == cut.after &&
-                stage->score_layer() < 0) {
+                !stage->why_no_score().empty()) {
                 throw PlanError("policy " + cut.policy.name + " after " + std::to_string(cut.after) +
-                                " layers: layers " + std::to_string(stage->range().il_first) + " to " +
-                                std::to_string(cut.after - 1) +
-                                " hold no full-attention layer to score from; move the cut behind one");
+                                " layers: " + stage->why_no_score());
             }
         }
     }

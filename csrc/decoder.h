@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -71,16 +72,23 @@ class Decoder {
     size_t compute_bytes() const;          // of prefill's compute buffers
     std::vector<int32_t> n_cells() const;  // per stage
 
-    // borders this architecture can be cut at, as layer counts; found once
-    const std::vector<int32_t> & legal_cuts();
+    // borders this architecture can be cut at, as layer counts, and why not at the others; found once
+    const Borders & borders();
+    const std::vector<int32_t> & legal_cuts() { return borders().legal; }
 
-    // staged against plain llama_decode on a few tokens, unpruned, at the given cuts: NMSE of the logits
+    // staged against plain llama_decode, unpruned, at the given cuts: all rows of one prompt, then of another and a
+    // step. The NMSE of the logits of the worst row
     double self_test(const std::vector<int32_t> & cuts);
 
   private:
     using Stages = std::vector<std::unique_ptr<Stage>>;
-    static void check_score_layers(const Plan & plan, const Stages & stages);
-    std::vector<float> plain_logits(std::vector<int32_t> tokens) const;
+    static void check_scores(const Plan & plan, const Stages & stages);
+    struct TestPrompt {
+        std::vector<int32_t> prefill, decode;  // tokens
+    };
+    std::vector<TestPrompt> test_prompts() const;
+    std::vector<float> plain_logits(const std::vector<TestPrompt> & prompts) const;
+    std::vector<float> staged_logits(const std::vector<TestPrompt> & prompts);
     void check_prompt(const Sequence & seq, const PrefillOptions & options) const;
     void check_rows(const std::vector<DecodeRow> & rows) const;
     void check_values(const Sequence & seq) const;
@@ -107,8 +115,7 @@ class Decoder {
     int32_t room_ubatch_ = 0;      // rows that the open room's sliding windows can take at once
     std::vector<int32_t> shared_;  // tokens of the shared text; sequence n_parallel_ holds their cells
     bool dirty_ = false;           // the caches may hold values that are no numbers
-    std::vector<int32_t> legal_cuts_;
-    bool legal_cuts_known_ = false;
+    std::optional<Borders> borders_;
 };
 
 }  // namespace atp

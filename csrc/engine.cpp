@@ -40,11 +40,12 @@ std::vector<std::string> lines(const std::string & text) {
 
 Engine::Engine(const ModelParams & params, const VisionParams & vision, const std::string & atp_path, bool self_test)
     : atp_(atp_path.empty() ? nullptr : std::make_shared<const AtpWeights>(load_sidecar(atp_path))), model_(params),
-      vision_(vision.path.empty() ? nullptr : new Vision(model_, vision)), decoder_(model_), batch_(model_, decoder_) {
+      vision_(vision.path.empty() ? nullptr : new Vision(model_, vision)), decoder_(model_), batch_(model_, decoder_),
+      self_tests_(self_test) {
     if (atp_) {
         check_pair(*atp_, model_);
     }
-    fill_info(self_test);
+    fill_info();
 }
 
 Plan Engine::atp_plan(const std::optional<AtpBudget> & budget) const {
@@ -61,7 +62,7 @@ void Engine::check_can_prune() const {
     }
 }
 
-void Engine::fill_info(bool with_self_test) {
+void Engine::fill_info() {
     info_.arch = model_.arch();
     info_.name = model_.meta("general.name");
     info_.chat_template = model_.chat_template();
@@ -89,7 +90,7 @@ void Engine::fill_info(bool with_self_test) {
     info_.can_prune = !info_.legal_cuts.empty();
     if (!info_.can_prune) {
         info_.why_not = "no border between two layers of architecture '" + info_.arch + "' can be cut";
-    } else if (with_self_test) {
+    } else if (self_tests_) {
         info_.why_not = self_test();
     }
     if (!info_.why_not.empty()) {
@@ -98,17 +99,66 @@ void Engine::fill_info(bool with_self_test) {
     }
 }
 
-// "" when a stage border in the middle changes nothing, else why this model must run unstaged
+// "" when a stage border in the middle changes nothing, else why this model must run unstaged. Where the middle cannot
+// be used, others may: a cut that fails is no longer legal
 std::string Engine::self_test() {
-    const int32_t middle = info_.legal_cuts[info_.legal_cuts.size() / 2];
-    const std::string where = "cut after " + std::to_string(middle) + " layers, architecture '" + info_.arch + "' ";
+    const std::vector<int32_t> legal = info_.legal_cuts;
+    const size_t n = legal.size();
+    std::string first_reason;
+    for (const size_t i : {n / 2, n / 4, n * 3 / 4}) {
+        const std::string & reason = test({legal[i]});
+        if (reason.empty()) {
+            return "";
+        }
+        first_reason = first_reason.empty() ? reason : first_reason;
+        auto & left = info_.legal_cuts;
+        left.erase(std::remove(left.begin(), left.end(), legal[i]), left.end());
+    }
+    return first_reason;
+}
+
+// "" when stage borders at these cuts change nothing, else what is wrong; computed once
+const std::string & Engine::test(const std::vector<int32_t> & cuts) {
+    const auto known = tested_.find(cuts);
+    if (known != tested_.end()) {
+        return known->second;
+    }
+    std::string where = cuts.size() == 1 ? "cut after " : "cuts after ";
+    for (size_t i = 0; i < cuts.size(); ++i) {
+        where += (i == 0 ? "" : ", ") + std::to_string(cuts[i]);
+    }
+    where += " layers, architecture '" + info_.arch + "': ";
+    std::string reason;
     try {
-        const double error = decoder_.self_test({middle});
-        return error < self_test_nmse
-                   ? ""
-                   : where + "gives other logits than llama.cpp (NMSE " + std::to_string(error) + ")";
+        const double error = decoder_.self_test(cuts);
+        if (!(error < self_test_nmse)) {
+            reason = where + "other logits than llama.cpp's (NMSE " + std::to_string(error) + ")";
+        }
     } catch (const AtpError & e) {
-        return where + "fails: " + e.what();
+        reason = where + e.what();
+    }
+    return tested_.emplace(cuts, std::move(reason)).first->second;
+}
+
+// throws PlanError unless the plan's cuts change nothing by themselves. Only while no sequence is alive
+void Engine::check_runs(const Plan & plan) {
+    if (plan.empty()) {
+        return;
+    }
+    check_can_prune();
+    decoder_.set_plan(plan);
+    std::vector<int32_t> cuts;
+    for (const Cut & cut : plan) {
+        if (cut.after > 0) {
+            cuts.push_back(cut.after);
+        }
+    }
+    if (!self_tests_ || cuts.empty()) {
+        return;
+    }
+    const std::string & reason = test(cuts);
+    if (!reason.empty()) {
+        throw PlanError("the self-test refuses this plan, " + reason + "; move the cuts, or drop the policy");
     }
 }
 
@@ -136,22 +186,19 @@ Sequence Engine::encode(const std::string & prompt, const std::vector<RgbImage> 
 }
 
 void Engine::set_plan(const Plan & plan) {
-    if (!plan.empty()) {
-        check_can_prune();
-    }
+    batch_.check_idle("the plan cannot change");
+    check_runs(plan);
     batch_.set_plan(plan);
 }
 
 Result Engine::generate(const Request & request, Interrupt & interrupt) {
     batch_.check_idle("a caption alone cannot be made");
-    if (!request.plan.empty()) {
-        check_can_prune();
-    }
     if (request.generation.n_predict < 0) {
         throw StageError("n_predict must be at least 0, got " + std::to_string(request.generation.n_predict));
     }
     decoder_.close_room();
     decoder_.remove(0);
+    check_runs(request.plan);
     decoder_.set_plan(request.plan);
     Generation generation(model_, request.generation);
     const Sequence seq = encode(request.prompt, request.images, {}, interrupt);

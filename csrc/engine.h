@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -47,7 +48,7 @@ struct Request {
 class Engine {
   public:
     // vision.path may be empty: text only. atp_path, the model's ATP sidecar, too. self_test: staged against
-    // llama_decode once, before anything else
+    // llama_decode, at load and before a plan with other cuts runs for the first time
     Engine(const ModelParams & params, const VisionParams & vision, const std::string & atp_path, bool self_test);
 
     // the cuts of the sidecar; PlanError without one, or for a budget that no prompt could meet
@@ -72,10 +73,15 @@ class Engine {
 
     const ModelInfo & info() const { return info_; }
 
+    // the sets of cuts compared with llama_decode so far, and why each must not be used ("": it may)
+    const std::map<std::vector<int32_t>, std::string> & tested() const { return tested_; }
+
   private:
-    void fill_info(bool with_self_test);
+    void fill_info();
     void check_can_prune() const;
+    void check_runs(const Plan & plan);
     std::string self_test();
+    const std::string & test(const std::vector<int32_t> & cuts);
 
     std::shared_ptr<const AtpWeights> atp_;  // read before the model: a wrong path costs no loading
     Model model_;
@@ -84,6 +90,8 @@ class Engine {
     Decoder decoder_;
     Batch batch_;
     ModelInfo info_;
+    bool self_tests_ = true;
+    std::map<std::vector<int32_t>, std::string> tested_;
 };
 
 }  // namespace atp

@@ -102,12 +102,16 @@ void CutGraph::build(const GraphRequest & request) {
     if (!whole) {
         throw StageError("llama.cpp built no graph for architecture '" + model_.arch() + "'");
     }
-    cut(whole);
+    cut(whole, request.has_guests);
     check_foreign();
+    check_memory();
+    if (request.has_guests) {
+        check_written_once(whole);
+    }
     find_prompt_reads();
 }
 
-void CutGraph::cut(ggml_cgraph * whole) {
+void CutGraph::cut(ggml_cgraph * whole, bool has_guests) {
     const Liveness live(whole);
     const auto border = [&](int32_t il) {
         int32_t n_alive = 0;
@@ -129,7 +133,7 @@ void CutGraph::cut(ggml_cgraph * whole) {
         make_leaf(input_);
     }
 
-    // what the output needs, plus the writes into the cache between the two borders
+    // what the output needs, plus the writes into the stage's own memory
     std::unordered_set<const ggml_tensor *> needed;
     std::vector<ggml_tensor *> open;
     const auto want = [&](ggml_tensor * t) {
@@ -138,8 +142,8 @@ void CutGraph::cut(ggml_cgraph * whole) {
         }
     };
     want(output_);
-    for (int32_t i = begin; i < end; ++i) {
-        if (writes_memory(live.node(i))) {
+    for (int32_t i = 0; i < live.n_nodes(); ++i) {
+        if (writes_memory(live.node(i)) && owns_write(live.node(i), i >= begin && i < end, has_guests)) {
             want(live.node(i));
         }
     }
@@ -160,21 +164,80 @@ void CutGraph::cut(ggml_cgraph * whole) {
     ggml_set_output(output_);
 }
 
-// no attention and no cache write of a layer outside the stage may be left
+// The place of a write in the graph does not tell whose it is: llama.cpp clears a layer's recurrent state before it
+// computes the layer before. Where layers of other stages are guests in this one's memory, they write into its tensors
+// as well; such memories are KV caches, where a layer writes what it computed from the hidden state, between its
+// borders
+bool CutGraph::owns_write(const ggml_tensor * node, bool between_borders, bool has_guests) const {
+    if (range_.il_first == 0 && is_last_) {
+        return true;
+    }
+    const ggml_tensor * memory = memory_of(node);
+    const int32_t il = memory_layer(memory);
+    if (il < 0) {
+        throw StageError("architecture '" + model_.arch() + "' writes into a memory of no known layer (" +
+                         memory->name + "): it cannot be cut");
+    }
+    return owns(il) && (!has_guests || between_borders);
+}
+
+// no attention of a layer outside the stage may be left
 void CutGraph::check_foreign() const {
     for (const ggml_tensor * node : nodes_) {
         const int32_t il = layer_of(node);
-        const bool foreign = il >= 0 && (il < range_.il_first || il >= range_.il_last);
-        if (foreign && (node->op == GGML_OP_FLASH_ATTN_EXT || node->op == GGML_OP_SOFT_MAX || writes_memory(node))) {
+        if (il >= 0 && !owns(il) && (node->op == GGML_OP_FLASH_ATTN_EXT || node->op == GGML_OP_SOFT_MAX)) {
             throw StageError(stage_name(range_) + " of architecture '" + model_.arch() + "' would need " + node->name +
                              " of another stage");
         }
     }
     for (const auto & fused : result_->get_fused_nodes()) {
-        const bool foreign = fused.il < range_.il_first || fused.il >= range_.il_last;
-        if (foreign && std::find(nodes_.begin(), nodes_.end(), fused.tensor) != nodes_.end()) {
+        if (!owns(fused.il) && std::find(nodes_.begin(), nodes_.end(), fused.tensor) != nodes_.end()) {
             throw StageError(stage_name(range_) + " of architecture '" + model_.arch() +
                              "' would need the attention of layer " + std::to_string(fused.il));
+        }
+    }
+}
+
+// no memory of a layer outside the stage may be read or written: its stage runs over other rows, in a cache of its own
+void CutGraph::check_memory() const {
+    if (range_.il_first == 0 && is_last_) {
+        return;
+    }
+    const auto check = [&](const ggml_tensor * t, const char * would) {
+        const ggml_tensor * memory = t ? memory_of(t) : nullptr;
+        const int32_t il = memory ? memory_layer(memory) : -1;
+        if (memory && !owns(il)) {
+            throw StageError(stage_name(range_) + " of architecture '" + model_.arch() + "' would " + would +
+                             " the memory of layer " + std::to_string(il) + " (" + memory->name +
+                             "): layers on both sides of the border share it");
+        }
+    };
+    for (const ggml_tensor * node : nodes_) {
+        check(writes_memory(node) ? node : nullptr, "write");
+        for (const ggml_tensor * src : node->src) {
+            check(src, "read");
+        }
+    }
+}
+
+// with guests, the place in the graph has told whose a write is: then each tensor of ours is written just once
+void CutGraph::check_written_once(ggml_cgraph * whole) const {
+    std::unordered_map<const ggml_tensor *, int32_t> n_writes;
+    for (int i = 0; i < ggml_graph_n_nodes(whole); ++i) {
+        const ggml_tensor * node = ggml_graph_node(whole, i);
+        if (writes_memory(node) && owns(memory_layer(memory_of(node)))) {
+            n_writes[memory_of(node)] += 0;
+        }
+    }
+    for (const ggml_tensor * node : nodes_) {
+        if (writes_memory(node)) {
+            ++n_writes[memory_of(node)];
+        }
+    }
+    for (const auto & [memory, n] : n_writes) {
+        if (n != 1) {
+            throw StageError(stage_name(range_) + " of architecture '" + model_.arch() + "' write " +
+                             std::to_string(n) + " times into " + memory->name + ", expected once");
         }
     }
 }
@@ -249,23 +312,20 @@ ggml_cgraph * assemble(ggml_context * ctx, size_t max_nodes, const std::vector<c
     return graph;
 }
 
-std::vector<int32_t> find_legal_cuts(const Model & model, const GraphRequest & request) {
-    std::vector<int32_t> legal;
-    const auto can_build = [&](StageRange range) {
-        ggml_backend_sched_reset(request.sched);
-        try {
-            CutGraph(model, range).build(request);
-            return true;
-        } catch (const StageError &) {
-            return false;
-        }
-    };
+Borders find_borders(const Model & model, const GraphRequest & request) {
+    Borders borders;
     for (int32_t il = 1; il < model.n_layer(); ++il) {
-        if (can_build({0, il}) && can_build({il, model.n_layer()})) {
-            legal.push_back(il);
+        try {
+            for (const StageRange range : {StageRange{0, il}, StageRange{il, model.n_layer()}}) {
+                ggml_backend_sched_reset(request.sched);
+                CutGraph(model, range).build(request);
+            }
+            borders.legal.push_back(il);
+        } catch (const StageError & e) {
+            borders.why_not[il] = e.what();
         }
     }
-    return legal;
+    return borders;
 }
 
 }  // namespace atp

@@ -4,8 +4,9 @@
 // Out: a graph from the hidden state entering il_first ([..., n_tokens], an input leaf; none for il_first = 0) to the
 //      hidden state leaving il_last - 1, or to the logits for the last stage.
 // Borders are found by liveness: the last point before the next layer's first node where exactly one tensor that
-// depends on a layer is still needed. Knows nothing of images and policies.
-// Throws StageError when a border does not exist or another layer's attention would be needed.
+// depends on a layer is still needed. A write into a memory belongs to the stage whose layer owns the tensor written
+// to. Knows nothing of images and policies. Throws StageError when a border does not exist, or when another stage's
+// attention or memory would be needed.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +36,7 @@ struct GraphRequest {
     ggml_backend_sched * sched = nullptr;  // the one the graph will run on
     int32_t n_outputs = 0;                 // rows whose logits are wanted
     bool causal = true;
+    bool has_guests = false;  // of the memory: StageCache::has_guests()
 };
 
 class CutGraph {
@@ -73,8 +75,12 @@ class CutGraph {
 
   private:
     llm_graph_params graph_params(const GraphRequest & request);
-    void cut(ggml_cgraph * whole);
+    void cut(ggml_cgraph * whole, bool has_guests);
+    bool owns(int32_t il) const { return il >= range_.il_first && (is_last_ || il < range_.il_last); }
+    bool owns_write(const ggml_tensor * node, bool between_borders, bool has_guests) const;
     void check_foreign() const;
+    void check_memory() const;
+    void check_written_once(ggml_cgraph * whole) const;
     void find_prompt_reads();
 
     const Model & model_;
@@ -92,7 +98,7 @@ class CutGraph {
 // entering the first part is a leaf too; those entering the others are taken to be spliced to the part before
 ggml_cgraph * assemble(ggml_context * ctx, size_t max_nodes, const std::vector<const CutGraph *> & parts);
 
-// the borders at which this graph can be cut, as layer counts
-std::vector<int32_t> find_legal_cuts(const Model & model, const GraphRequest & request);
+// where this graph can be cut
+Borders find_borders(const Model & model, const GraphRequest & request);
 
 }  // namespace atp

@@ -17,20 +17,43 @@ int32_t layer_of(const ggml_tensor * node) {
     return *end == '\0' || *end == ' ' ? static_cast<int32_t>(il) : -1;
 }
 
+const ggml_tensor * memory_of(const ggml_tensor * t) {
+    const ggml_tensor * whole = t->view_src ? t->view_src : t;
+    const bool outlives =
+        whole->buffer && ggml_backend_buffer_get_usage(whole->buffer) != GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+    return outlives ? whole : nullptr;
+}
+
+int32_t memory_layer(const ggml_tensor * memory) {
+    const std::string name = memory->name;
+    const size_t mark = name.rfind("_l");
+    const size_t digits = mark == std::string::npos ? mark : mark + 2;
+    const bool numbered = digits < name.size() && name.find_first_not_of("0123456789", digits) == std::string::npos;
+    return numbered ? std::atoi(name.c_str() + digits) : layer_of(memory);
+}
+
 bool writes_memory(const ggml_tensor * node) {
     switch (node->op) {
-        case GGML_OP_SET_ROWS:
-        case GGML_OP_CPY:
-        case GGML_OP_SET:
-        case GGML_OP_ACC:
-        case GGML_OP_SCALE:  // in place: a recurrent state is cleared for a new sequence
-            break;
-        default:
+        case GGML_OP_NONE:
+        case GGML_OP_VIEW:
+        case GGML_OP_RESHAPE:
+        case GGML_OP_PERMUTE:
+        case GGML_OP_TRANSPOSE:
             return false;
+        default:  // what computes into a view computes in place
+            return memory_of(node) != nullptr;
     }
-    const ggml_tensor * target = node->view_src ? node->view_src : node;
-    return target->buffer && ggml_backend_buffer_get_usage(target->buffer) != GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
 }
+
+namespace {
+
+// Nodes that are a memory, or a view of one, belong to no place in the graph: a recurrent state may be looked up before
+// the layer before is computed, and some architectures rename a memory's tensor only while they build their first graph
+int32_t layer_of_computed(const ggml_tensor * node) {
+    return memory_of(node) ? -1 : layer_of(node);
+}
+
+}  // namespace
 
 Liveness::Liveness(ggml_cgraph * graph) {
     const int n = ggml_graph_n_nodes(graph);
@@ -41,7 +64,7 @@ Liveness::Liveness(ggml_cgraph * graph) {
         ggml_tensor * node = ggml_graph_node(graph, i);
         nodes_.push_back(node);
         position_[node] = i;
-        bool layered = layer_of(node) >= 0;
+        bool layered = layer_of_computed(node) >= 0;
         for (ggml_tensor * src : node->src) {
             const int32_t at = src ? position(src) : -1;
             if (at < 0) {
@@ -76,7 +99,7 @@ ggml_tensor * Liveness::border(int32_t il, int32_t * n_alive) const {
     int32_t first_of_next = -1;
     int32_t first_of_previous = 0;
     for (int32_t i = 0; i < n_nodes() && first_of_next < 0; ++i) {
-        const int32_t layer = layer_of(nodes_[i]);
+        const int32_t layer = layer_of_computed(nodes_[i]);
         if (layer == il) {
             first_of_next = i;
         }

@@ -16,7 +16,14 @@ namespace atp {
 // the layer a node's name ends in ("-7", also "-7 (view)"); -1 when it carries none
 int32_t layer_of(const ggml_tensor * node);
 
-// true for a node that writes into a buffer that outlives the graph (a KV cache), not into weights
+// the tensor of a memory (a KV cache, a recurrent state) that `t` is, or is a view of; nullptr when it is neither. Such
+// a tensor outlives the graph and holds no weights
+const ggml_tensor * memory_of(const ggml_tensor * t);
+
+// the layer a tensor of a memory belongs to, by its name ("cache_k_l7", or renamed "ssm_states-7"); -1 when unknown
+int32_t memory_layer(const ggml_tensor * memory);
+
+// true for a node that writes into such a tensor
 bool writes_memory(const ggml_tensor * node);
 
 class Liveness {

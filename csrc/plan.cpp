@@ -18,7 +18,7 @@ std::string list_of(const std::vector<int32_t> & values) {
 
 }  // namespace
 
-void check_plan(const Plan & plan, int32_t n_layer, const std::vector<int32_t> & legal_cuts) {
+void check_plan(const Plan & plan, int32_t n_layer, const Borders & borders) {
     int32_t previous = -1;
     for (const Cut & cut : plan) {
         const std::string where = "cut after " + std::to_string(cut.after) + " layers (policy " + cut.policy.name + ")";
@@ -41,9 +41,12 @@ void check_plan(const Plan & plan, int32_t n_layer, const std::vector<int32_t> &
             }
             continue;
         }
-        if (std::find(legal_cuts.begin(), legal_cuts.end(), cut.after) == legal_cuts.end()) {
-            throw PlanError(where + ": this architecture cannot be cut there; legal are " +
-                            (legal_cuts.empty() ? "none" : list_of(legal_cuts)));
+        const std::vector<int32_t> & legal = borders.legal;
+        if (std::find(legal.begin(), legal.end(), cut.after) == legal.end()) {
+            const auto reason = borders.why_not.find(cut.after);
+            throw PlanError(where + ": this architecture cannot be cut there" +
+                            (reason == borders.why_not.end() ? "" : " (" + reason->second + ")") + "; legal are " +
+                            (legal.empty() ? "none" : list_of(legal)));
         }
     }
 }

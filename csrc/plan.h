@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -25,9 +26,15 @@ struct StageRange {
 
 using Plan = std::vector<Cut>;
 
+// the borders between layers, as layer counts
+struct Borders {
+    std::vector<int32_t> legal;
+    std::map<int32_t, std::string> why_not;  // of all others
+};
+
 // throws PlanError naming the offending cut: order, range [0, n_layer), legal borders (0 is always legal), keep in
 // (0, 1], and no score asked for where nothing has been attended yet
-void check_plan(const Plan & plan, int32_t n_layer, const std::vector<int32_t> & legal_cuts);
+void check_plan(const Plan & plan, int32_t n_layer, const Borders & borders);
 
 // the stages between the cuts; a cut at 0 opens no stage of its own
 std::vector<StageRange> stage_ranges(const Plan & plan, int32_t n_layer);

@@ -102,14 +102,43 @@ int32_t score_layer(const CutGraph & cut) {
 
 namespace {
 
-int32_t layer_or_throw(const CutGraph & cut) {
-    const int32_t il = score_layer(cut);
-    if (il < 0) {
-        throw PlanError(
-            "layers " + std::to_string(cut.range().il_first) + " to " + std::to_string(cut.range().il_last - 1) +
-            " hold no full-attention layer to score from; move the cut behind one, or use a policy without scores");
+// the leaf with the cache cell of each row; nullptr where the memory has none that we know
+ggml_tensor * cells_leaf(const CutGraph & cut) {
+    ggml_tensor * leaf = nullptr;
+    for (const auto & input : cut.result().inputs) {
+        const llm_graph_input_i * in = input.get();
+        if (const auto * hybrid = dynamic_cast<const llm_graph_input_mem_hybrid *>(in)) {
+            in = hybrid->get_attn();
+        }
+        leaf = leaf ? leaf : index_leaf<llm_graph_input_attn_kv>(in);
+        leaf = leaf ? leaf : index_leaf<llm_graph_input_attn_kv_iswa>(in);
+        leaf = leaf ? leaf : index_leaf<llm_graph_input_attn_k>(in);
     }
-    return il;
+    return leaf;
+}
+
+}  // namespace
+
+std::string why_no_score(const CutGraph & cut) {
+    if (score_layer(cut) < 0) {
+        return "layers " + std::to_string(cut.range().il_first) + " to " + std::to_string(cut.range().il_last - 1) +
+               " hold no full-attention layer to score from; move the cut behind one, or use a policy without scores";
+    }
+    if (!cells_leaf(cut)) {
+        return "architecture '" + cut.model().arch() +
+               "' keeps its attention memory in a way that cannot be scored; use a policy without scores";
+    }
+    return "";
+}
+
+namespace {
+
+int32_t layer_or_throw(const CutGraph & cut) {
+    const std::string reason = why_no_score(cut);
+    if (!reason.empty()) {
+        throw PlanError(reason);
+    }
+    return score_layer(cut);
 }
 
 // the attention node of the layer the score is read from: flash attention, or a softmax
@@ -233,21 +262,8 @@ bool covers(const AttentionMap & map, const std::vector<int32_t> & reach) {
 }
 
 std::vector<int32_t> read_cells(const CutGraph & cut) {
-    ggml_tensor * leaf = nullptr;
-    for (const auto & input : cut.result().inputs) {
-        const llm_graph_input_i * in = input.get();
-        if (const auto * hybrid = dynamic_cast<const llm_graph_input_mem_hybrid *>(in)) {
-            in = hybrid->get_attn();
-        }
-        leaf = leaf ? leaf : index_leaf<llm_graph_input_attn_kv>(in);
-        leaf = leaf ? leaf : index_leaf<llm_graph_input_attn_kv_iswa>(in);
-        leaf = leaf ? leaf : index_leaf<llm_graph_input_attn_k>(in);
-    }
-    if (!leaf) {
-        throw PlanError("architecture '" + cut.model().arch() +
-                        "' keeps its attention memory in a way that cannot be " +
-                        "scored; use a policy without scores");
-    }
+    (void) layer_or_throw(cut);
+    const ggml_tensor * leaf = cells_leaf(cut);
     std::vector<int64_t> wide(ggml_nelements(leaf));
     ggml_backend_tensor_get(leaf, wide.data(), 0, ggml_nbytes(leaf));
     return {wide.begin(), wide.end()};

@@ -5,11 +5,12 @@
 //      (add_score), or every row by itself (add_attention_map).
 // Taken from the attention node itself (flash attention on: its q, k, mask, sinks, softcap; off: its softmax), never
 // from tensor names of one architecture. The layer is the stage's last full-attention layer: a sliding-window layer
-// sees only its window. Knows no policy. Throws PlanError when the stage has no such layer.
+// sees only its window. Knows no policy. Throws PlanError with why_no_score().
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 struct ggml_context;
@@ -60,5 +61,8 @@ std::vector<int32_t> read_cells(const CutGraph & cut);
 
 // layer the score of this stage would be read from; -1 when it has none
 int32_t score_layer(const CutGraph & cut);
+
+// why no score can be read from this stage; "" when one can
+std::string why_no_score(const CutGraph & cut);
 
 }  // namespace atp

@@ -27,6 +27,14 @@ struct Stage::Run {
 
 namespace {
 
+// some architectures cannot build a head of no rows: a ubatch without outputs gives its last row's, which nobody reads
+void want_one_output(const llama_ubatch & ubatch) {
+    int8_t * end = ubatch.output + ubatch.n_tokens;
+    if (std::find_if(ubatch.output, end, [](int8_t wanted) { return wanted != 0; }) == end) {
+        end[-1] = 1;
+    }
+}
+
 int32_t n_outputs_of(const llama_ubatch & ubatch) {
     int32_t n = 0;
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
@@ -70,6 +78,7 @@ Stage::Stage(const Model & model, StageRange range)
         request.memory = memory.get();
         request.sched = sched.get();
         request.n_outputs = 1;
+        request.has_guests = cache_.has_guests();
         graph_.build(request);
     };
     build(n_probe - 1, false);
@@ -78,7 +87,7 @@ Stage::Stage(const Model & model, StageRange range)
     build(n_probe, false);
     dim_in_ = growing_dim(in, shape_of(graph_.input()));
     dim_out_ = growing_dim(out, shape_of(graph_.is_last() ? nullptr : graph_.output()));
-    score_layer_ = atp::score_layer(graph_);
+    why_no_score_ = atp::why_no_score(graph_);
     const std::string of_tokens = graph_.signature();
     reads_prompt_ = graph_.reads_prompt();
     if (range.il_first > 0 && !reads_prompt_) {
@@ -125,7 +134,7 @@ void Stage::run_segment(Run & run, const Segment & segment) {
             r.token = row.token;
         }
         r.seq_id = run.in.seq_id;
-        r.output = graph_.is_last() && (run.in.all_logits || i + 1 == run.in.live->size());
+        r.output = wants_logits(run, i);
         rows.push_back(r);
     }
     // rows that see each other in both directions must be computed together
@@ -142,12 +151,14 @@ void Stage::run_segment(Run & run, const Segment & segment) {
 
 void Stage::run_ubatch(Run & run, const Segment & segment, const llama_ubatch & ubatch,
                        const llama_memory_context_i & memory) {
+    want_one_output(ubatch);
     GraphRequest request;
     request.ubatch = &ubatch;
     request.memory = &memory;
     request.sched = run.sched;
     request.n_outputs = n_outputs_of(ubatch);
     request.causal = segment.causal;
+    request.has_guests = cache_.has_guests();
     std::vector<int32_t> rows;  // live rows, in the order of the ubatch
     for (uint32_t i = 0; i < ubatch.n_tokens; ++i) {
         rows.push_back(static_cast<int32_t>(segment.begin) + ubatch.data->batch_idxs[i]);
@@ -191,7 +202,7 @@ void Stage::compute(Run & run, const Segment & segment, const llama_ubatch & uba
                          std::to_string(range_.il_last - 1) + " failed: " + log_capture::last_error());
     }
     if (graph_.is_last()) {
-        read_logits(run, ubatch);
+        read_logits(run, segment, ubatch);
     } else {
         run.hidden_out.read(graph_.output(), dim_out_, ubatch, segment.begin);
     }
@@ -199,7 +210,7 @@ void Stage::compute(Run & run, const Segment & segment, const llama_ubatch & uba
 }
 
 // the logits of the rows that were asked for; a few architectures compute those of all rows
-void Stage::read_logits(Run & run, const llama_ubatch & ubatch) const {
+void Stage::read_logits(Run & run, const Segment & segment, const llama_ubatch & ubatch) const {
     const ggml_tensor * logits = graph_.output();
     const int64_t n_outputs = n_outputs_of(ubatch);
     const bool all_rows = logits->ne[1] != n_outputs;
@@ -212,12 +223,20 @@ void Stage::read_logits(Run & run, const llama_ubatch & ubatch) const {
         if (!ubatch.output[i]) {
             continue;
         }
+        const int64_t at = all_rows ? i : out;
+        ++out;
+        if (!wants_logits(run, segment.begin + ubatch.data->batch_idxs[i])) {
+            continue;
+        }
         const size_t old = run.out.logits.size();
         run.out.logits.resize(old + n_vocab);
-        ggml_backend_tensor_get(logits, &run.out.logits[old], (all_rows ? i : out) * logits->nb[1],
-                                n_vocab * sizeof(float));
-        ++out;
+        ggml_backend_tensor_get(logits, &run.out.logits[old], at * logits->nb[1], n_vocab * sizeof(float));
     }
+}
+
+// of row i of the live rows
+bool Stage::wants_logits(const Run & run, size_t i) const {
+    return graph_.is_last() && (run.in.all_logits || i + 1 == run.in.live->size());
 }
 
 }  // namespace atp

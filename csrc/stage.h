@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "graph_cut.h"
@@ -51,8 +52,8 @@ class Stage {
 
     size_t cell_bytes() const { return cell_bytes_; }  // of the cache, in all layers of the stage
 
-    // the layer scores come from, -1 for none
-    int32_t score_layer() const { return score_layer_; }
+    // why a policy behind this stage can have no scores; "" when it can
+    const std::string & why_no_score() const { return why_no_score_; }
 
   private:
     struct Run;  // what one prefill accumulates over its ubatches
@@ -62,7 +63,8 @@ class Stage {
     ggml_cgraph * make_graph(Run & run, const GraphRequest & request, const std::vector<int32_t> & rows,
                              ggml_context * ctx);
     void compute(Run & run, const Segment & segment, const llama_ubatch & ubatch, ggml_cgraph * graph);
-    void read_logits(Run & run, const llama_ubatch & ubatch) const;
+    void read_logits(Run & run, const Segment & segment, const llama_ubatch & ubatch) const;
+    bool wants_logits(const Run & run, size_t i) const;
 
     const Model & model_;
     StageRange range_;
@@ -71,7 +73,7 @@ class Stage {
     Batcher batcher_;
     CutGraph graph_;
     bool reads_prompt_ = true;
-    int32_t score_layer_ = -1;
+    std::string why_no_score_;
     size_t cell_bytes_ = 0;
     int dim_in_ = 1;  // dimension of the hidden state that runs over rows
     int dim_out_ = 1;

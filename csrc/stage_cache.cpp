@@ -101,16 +101,22 @@ bool equal_heads(const llama_hparams & hp, bool iswa) {
     return true;
 }
 
+// whether a cache of the stage's layers alone can be made
+bool can_own_layers_only(const Model & model) {
+    const llama_hparams & hp = model.llama()->hparams;
+    const bool iswa = model.memory_kind() == MemoryKind::kv_iswa;
+    return model.memory_kind() != MemoryKind::other && hp.n_layer_kv_from_start < 0 && hp.n_layer_nextn == 0 &&
+           equal_heads(hp, iswa);
+}
+
 llama_memory_i * build(const Model & model, StageRange range, uint32_t n_cells, uint32_t n_ubatch, uint32_t n_seq) {
     const llama_model & m = *model.llama();
     const llama_hparams & hp = m.hparams;
     const llama_cparams & cp = model.cparams();
     const bool plain = model.memory_kind() == MemoryKind::kv;
     const bool iswa = model.memory_kind() == MemoryKind::kv_iswa;
-    const bool own_layers_only =
-        (plain || iswa) && hp.n_layer_kv_from_start < 0 && hp.n_layer_nextn == 0 && equal_heads(hp, iswa);
     const bool whole_model = range.il_first == 0 && range.il_last == model.n_layer();
-    if (!own_layers_only || (plain && whole_model)) {
+    if (!can_own_layers_only(model) || (plain && whole_model)) {
         return whole_memory(model, n_cells, n_seq);
     }
     LayerOwner owner(hp, range, iswa);
@@ -141,7 +147,9 @@ size_t bytes_of(const llama_memory_i & memory) {
 
 }  // namespace
 
-StageCache::StageCache(const Model & model, StageRange range) : model_(model), range_(range) {}
+StageCache::StageCache(const Model & model, StageRange range)
+    : model_(model), range_(range),
+      has_guests_(can_own_layers_only(model) && (range.il_first > 0 || range.il_last < model.n_layer())) {}
 StageCache::~StageCache() = default;
 
 int32_t StageCache::cell_step(const Model & model) {

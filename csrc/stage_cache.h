@@ -29,6 +29,9 @@ class StageCache {
     // caches come in multiples of so many cells
     static int32_t cell_step(const Model & model);
 
+    // true when the other stages' layers point into the tensors of this one's layers
+    bool has_guests() const { return has_guests_; }
+
     llama_memory_i * memory() const { return memory_.get(); }
     int32_t n_cells() const { return n_cells_; }
     size_t bytes() const;       // of the real buffers
@@ -45,6 +48,7 @@ class StageCache {
     const Model & model_;
     StageRange range_;
     std::unique_ptr<llama_memory_i> memory_;
+    bool has_guests_ = false;
     int32_t n_cells_ = 0;
     int32_t n_ubatch_ = 0;
     int32_t n_seq_ = 0;

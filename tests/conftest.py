@@ -31,8 +31,9 @@ def _cached(folder: Path, write: Callable[..., None], prefix: str) -> Callable[.
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny_model(arch, *, seed=1, weight_type="f32", **sizes) -> Path` of a text decoder.
 
-    Architectures: llama, qwen2, qwen2vl, qwen3vl, gemma3, phi3, qwen2moe. Sizes are the fields
-    of `DecoderShape`: n_layer, n_embd, head_dim, n_head_kv, n_ff, n_vocab, window, n_deepstack.
+    Architectures: llama, qwen2, qwen2vl, qwen3vl, gemma3, phi3, qwen2moe; granitehybrid, gemma4,
+    cogvlm, chameleon. Sizes are the fields of `DecoderShape`: n_layer, n_embd, head_dim, n_head_kv,
+    n_ff, n_vocab, window, n_deepstack, n_kv_shared.
     """
     return _cached(tmp_path_factory.mktemp("models"), make_tiny_model.write_decoder, "")
 

@@ -46,6 +46,18 @@ def staged_equals_whole(
     check(error, rig.backend, "any", "staged = whole")
 
 
+def no_prompt_reaches_the_next(
+    rig: Rig, prompts: Sequence[core.Sequence], cuts: Sequence[int], n_steps: int = 3
+) -> None:
+    """Each of several prompts in one decoder, one after another, equals plain `llama_decode`.
+
+    Of what one prompt leaves behind, in a KV cache or a recurrent state, the next sees nothing.
+    """
+    staged, plain = rig.staged(), rig.plain()
+    for seq in prompts:
+        staged_equals_whole(rig, staged, plain, seq, cuts, n_steps)
+
+
 def masked(
     rig: Rig,
     seq: core.Sequence,

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tiny_models import (
     DECODER_ARCHS,
+    ODD_ARCHS,
     VISION_LAYOUTS,
     WEIGHT_TYPES,
     DecoderShape,
@@ -27,6 +29,7 @@ from tiny_models import (
     vision_tensors,
     write_gguf,
 )
+from tiny_models.gguf_file import Floats, TensorSpec, draw
 
 
 def write_decoder(
@@ -36,7 +39,7 @@ def write_decoder(
 
     Args:
         path: the GGUF file to write.
-        arch: one of `DECODER_ARCHS`.
+        arch: one of `DECODER_ARCHS` or `ODD_ARCHS`.
         seed: of all weights.
         weight_type: f32, f16, q8_0 or q4_0.
         sizes: fields of `DecoderShape`.
@@ -51,6 +54,45 @@ def write_decoder(
         metadata=decoder_metadata(shape),
         tensors=decoder_tensors(shape),
         weight_type=weight_type,
+        seed=seed,
+    )
+
+
+def write_tail(path: Path, arch: str, *, after: int, seed: int = 1, **sizes: Any) -> None:
+    """Write the last layers of what `write_decoder` writes, in F32, as a model of its own.
+
+    Its layer 0 is the whole model's layer `after`; embeddings and head are the same.
+
+    Args:
+        path: the GGUF file to write.
+        arch: an architecture whose layers are of the same kinds from `after` on.
+        after: layers left out.
+        seed: of all weights.
+        sizes: fields of `DecoderShape`, of the whole model.
+
+    Raises:
+        ValueError: sizes that make no model.
+    """
+    whole = DecoderShape(arch=arch, **sizes)
+    tail = DecoderShape(arch=arch, **{**sizes, "n_layer": whole.n_layer - after})
+    values = {spec.name: draw(spec, seed) for spec in decoder_tensors(whole)}
+
+    def original(name: str) -> str:
+        parts = name.split(".")
+        return ".".join(["blk", str(int(parts[1]) + after), *parts[2:]]) if parts[0] == "blk" else name
+
+    def copy_of(spec: TensorSpec) -> TensorSpec:
+        def fill(array: Floats) -> None:
+            array[:] = values[original(spec.name)]
+
+        return replace(spec, edit=fill)
+
+    write_gguf(
+        path,
+        arch=arch,
+        metadata=decoder_metadata(tail),
+        tensors=[copy_of(spec) for spec in decoder_tensors(tail)],
+        weight_type="f32",
         seed=seed,
     )
 
@@ -83,7 +125,7 @@ def write_mmproj(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    kinds = [*DECODER_ARCHS, *(f"mmproj-{layout}" for layout in VISION_LAYOUTS)]
+    kinds = [*DECODER_ARCHS, *ODD_ARCHS, *(f"mmproj-{layout}" for layout in VISION_LAYOUTS)]
     parser.add_argument("kind", choices=kinds, help="what to write")
     parser.add_argument("--out", type=Path, required=True, help="the GGUF file to write")
     parser.add_argument("--seed", type=int, default=1)

@@ -202,6 +202,21 @@ void register_engine(py::module_ & m) {
         .def("close", &EngineHandle::close, py::call_guard<py::gil_scoped_release>(),
              "Free model, projector and caches; using the engine again is a ModelError.")
         .def_property_readonly("info", &EngineHandle::info)
+        .def_property_readonly(
+            "tested",
+            [](EngineHandle & engine) {
+                const auto tested = [&] {
+                    const py::gil_scoped_release release;
+                    return engine.use([](Engine & e) { return e.tested(); });
+                }();
+                py::dict out;
+                for (const auto & [cuts, reason] : tested) {
+                    out[py::tuple(py::cast(cuts))] = reason;
+                }
+                return out;
+            },
+            "The sets of cuts that the self-test has compared with llama.cpp, and why each must not be used ('': it "
+            "may).")
         .def(
             "atp_plan",
             [](EngineHandle & engine, const py::object & budget) {

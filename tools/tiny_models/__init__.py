@@ -2,6 +2,7 @@
 
 from .decoders import DECODER_ARCHS, DecoderShape, decoder_metadata, decoder_tensors
 from .gguf_file import WEIGHT_TYPES, write_gguf
+from .odd_decoders import ODD_ARCHS
 from .vision import (
     LAYOUT_OF_ARCH,
     VISION_LAYOUTS,
@@ -13,6 +14,7 @@ from .vision import (
 __all__ = [
     "DECODER_ARCHS",
     "LAYOUT_OF_ARCH",
+    "ODD_ARCHS",
     "VISION_LAYOUTS",
     "WEIGHT_TYPES",
     "DecoderShape",

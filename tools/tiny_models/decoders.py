@@ -14,6 +14,16 @@ import math
 from dataclasses import dataclass, field
 
 from .gguf_file import Floats, Metadata, TensorSpec, matrix, norm, vector
+from .odd_decoders import (
+    CHAMELEON_VOCAB,
+    ODD_ARCHS,
+    Sizes,
+    has_kv,
+    head_norms,
+    is_recurrent,
+    odd_metadata,
+    recurrent_tensors,
+)
 from .templates import CHAT_TEMPLATES, CONTROL_TOKENS
 from .vocabulary import BOS_ID, EOS_ID, UNK_ID, Vocabulary, build_vocabulary
 
@@ -31,7 +41,7 @@ class DecoderShape:
     """Sizes of a decoder.
 
     Attributes:
-        arch: one of `DECODER_ARCHS`.
+        arch: one of `DECODER_ARCHS` or `ODD_ARCHS`.
         n_layer: blocks.
         n_embd: width of the residual stream.
         head_dim: of queries, keys and values.
@@ -39,7 +49,8 @@ class DecoderShape:
         n_ff: width of the feed-forward layer (of one expert, for a mixture of experts).
         n_vocab: tokens.
         n_ctx: trained context.
-        window: sliding window in tokens (gemma3).
+        window: sliding window in tokens (gemma3, gemma4).
+        n_kv_shared: last layers without keys and values of their own (gemma4).
         n_deepstack: first layers that get image features added (qwen3vl).
         name: `general.name`.
         bias_channel: keep the constant channel; big files drawn as blocks go without.
@@ -54,6 +65,7 @@ class DecoderShape:
     n_vocab: int = 512
     n_ctx: int = 4096
     window: int = 64
+    n_kv_shared: int = 3
     n_deepstack: int = 3
     name: str = ""
     bias_channel: bool = True
@@ -65,8 +77,13 @@ class DecoderShape:
         Raises:
             ValueError: sizes that no model of this architecture can have.
         """
-        if self.arch not in DECODER_ARCHS:
-            raise ValueError(f"architecture {self.arch!r} is not one of {', '.join(DECODER_ARCHS)}")
+        known = (*DECODER_ARCHS, *ODD_ARCHS)
+        if self.arch not in known:
+            raise ValueError(f"architecture {self.arch!r} is not one of {', '.join(known)}")
+        if self.arch == "chameleon" and self.n_vocab < CHAMELEON_VOCAB:
+            object.__setattr__(self, "n_vocab", CHAMELEON_VOCAB)
+        if self.arch == "cogvlm":
+            object.__setattr__(self, "n_head_kv", self.n_head)
         if self.n_embd % self.head_dim or self.head_dim % 8:
             raise ValueError(f"width {self.n_embd} is not a multiple of head_dim {self.head_dim}")
         if self.n_head % self.n_head_kv:
@@ -130,6 +147,7 @@ def decoder_metadata(shape: DecoderShape) -> Metadata:
         meta[f"{arch}.expert_used_count"] = N_EXPERT_USED
         meta[f"{arch}.expert_feed_forward_length"] = shape.n_ff
         meta[f"{arch}.expert_shared_feed_forward_length"] = shape.n_ff
+    meta |= odd_metadata(shape)
     vocabulary = shape.vocabulary
     meta |= {
         "tokenizer.ggml.model": "llama",
@@ -149,8 +167,8 @@ def decoder_metadata(shape: DecoderShape) -> Metadata:
 
 def decoder_tensors(shape: DecoderShape) -> list[TensorSpec]:
     """All tensors of the decoder, in file order."""
-    # gemma3 multiplies token embeddings, but not image embeddings, by sqrt(n_embd)
-    embd_std = 1.0 / math.sqrt(shape.n_embd) if shape.arch == "gemma3" else 1.0
+    # Gemma multiplies token embeddings, but not image embeddings, by sqrt(n_embd)
+    embd_std = 1.0 / math.sqrt(shape.n_embd) if shape.arch in ("gemma3", "gemma4") else 1.0
     bias = shape.vocabulary.logit_bias()
 
     def set_constant(values: Floats) -> None:
@@ -173,6 +191,8 @@ def decoder_tensors(shape: DecoderShape) -> list[TensorSpec]:
     if shape.arch == "phi3":
         for span, mean in (("short", 1.0), ("long", 2.0)):
             tensors.append(norm(f"rope_factors_{span}.weight", shape.head_dim // 2, mean))
+    if shape.arch == "gemma4":
+        tensors.append(norm("rope_freqs.weight", shape.head_dim // 2))
     tensors.append(norm("output_norm.weight", shape.n_embd))
     tensors.append(
         matrix("output.weight", shape.n_vocab, shape.n_embd, 2.0, edit=set_bias if keep else None)
@@ -201,28 +221,36 @@ def _post_norm(shape: DecoderShape, name: str) -> TensorSpec:
 def _attention(shape: DecoderShape, il: int) -> list[TensorSpec]:
     n_q, n_kv, n_embd = shape.n_embd, shape.n_kv, shape.n_embd
     pre = f"blk.{il}."
+    if is_recurrent(shape, il):
+        out = _writer(shape, pre + "ssm_out.weight", Sizes.of(n_embd).n_inner, 1.2)
+        return [*recurrent_tensors(shape, il), out]
     tensors = [norm(pre + "attn_norm.weight", n_embd)]
-    if shape.arch == "phi3":
+    if shape.arch in ("phi3", "cogvlm"):
 
         def damp_values(values: Floats) -> None:
             values[n_q + n_kv :] /= QK_GAIN
 
         rows, name = n_q + 2 * n_kv, pre + "attn_qkv.weight"
         tensors.append(matrix(name, rows, n_embd, QK_GAIN, edit=damp_values))
+        if shape.arch == "cogvlm":
+            name = pre + "vis_attn_qkv.weight"
+            tensors.append(matrix(name, rows, n_embd, QK_GAIN, edit=damp_values))
     else:
-        tensors += [
-            matrix(pre + "attn_q.weight", n_q, n_embd, QK_GAIN),
-            matrix(pre + "attn_k.weight", n_kv, n_embd, QK_GAIN),
-            matrix(pre + "attn_v.weight", n_kv, n_embd),
-        ]
+        tensors.append(matrix(pre + "attn_q.weight", n_q, n_embd, QK_GAIN))
+        if has_kv(shape, il):
+            tensors.append(matrix(pre + "attn_k.weight", n_kv, n_embd, QK_GAIN))
+            tensors.append(matrix(pre + "attn_v.weight", n_kv, n_embd))
     if shape.arch in ("qwen2", "qwen2vl", "qwen2moe"):
         for part, size in (("q", n_q), ("k", n_kv), ("v", n_kv)):
             tensors.append(vector(f"{pre}attn_{part}.bias", size, 0.3))
     if shape.arch in ("gemma3", "qwen3vl"):
         tensors.append(norm(pre + "attn_q_norm.weight", shape.head_dim, QK_GAIN))
         tensors.append(norm(pre + "attn_k_norm.weight", shape.head_dim, QK_GAIN))
+    tensors += head_norms(shape, il, QK_GAIN)
     tensors.append(_writer(shape, pre + "attn_output.weight", n_q, 1.2))
-    if shape.arch == "gemma3":
+    if shape.arch == "cogvlm":
+        tensors.append(_writer(shape, pre + "vis_attn_output.weight", n_q, 1.2))
+    if shape.arch in ("gemma3", "gemma4"):
         tensors.append(_post_norm(shape, pre + "post_attention_norm.weight"))
     return tensors
 
@@ -239,7 +267,11 @@ def _feed_forward(shape: DecoderShape, il: int) -> list[TensorSpec]:
         tensors.append(matrix(pre + "ffn_gate.weight", n_ff, n_embd))
         tensors.append(matrix(pre + "ffn_up.weight", n_ff, n_embd))
     tensors.append(_writer(shape, pre + "ffn_down.weight", n_ff, 1.0))
-    if shape.arch == "gemma3":
+    if shape.arch == "cogvlm":
+        tensors.append(matrix(pre + "vis_gate.weight", n_ff, n_embd))
+        tensors.append(matrix(pre + "vis_up.weight", n_ff, n_embd))
+        tensors.append(_writer(shape, pre + "vis_down.weight", n_ff, 1.0))
+    if shape.arch in ("gemma3", "gemma4"):
         tensors.append(_post_norm(shape, pre + "post_ffw_norm.weight"))
     return tensors
 

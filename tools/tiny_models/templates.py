@@ -39,15 +39,24 @@ CHAT_TEMPLATES = {
     "qwen2moe": _CHATML,
     "gemma3": _GEMMA,
     "phi3": _PHI3,
+    "granitehybrid": _VICUNA,
+    "gemma4": _GEMMA,
+    "cogvlm": _VICUNA,
+    "chameleon": _VICUNA,
 }
 
 _QWEN = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+_GEMMA_TOKENS = ("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>")
 CONTROL_TOKENS = {
     "llama": (),
     "qwen2": _QWEN,
     "qwen2vl": _QWEN,
     "qwen3vl": _QWEN,
     "qwen2moe": _QWEN,
-    "gemma3": ("<start_of_turn>", "<end_of_turn>", "<start_of_image>", "<end_of_image>"),
+    "gemma3": _GEMMA_TOKENS,
+    "gemma4": _GEMMA_TOKENS,
+    "granitehybrid": (),
+    "cogvlm": (),
+    "chameleon": (),
     "phi3": ("<|endoftext|>", "<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
 }
