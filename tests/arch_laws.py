@@ -121,7 +121,7 @@ class Bench:
     def softmax(self, layers: Sequence[int], seq: core.Sequence) -> dict[int, Floats]:
         """llama.cpp's own softmax of the last rows of a prompt, in those layers that have one."""
         self.watched.capture([f"kq_soft_max-{il}" for il in layers])
-        self.watched.prefill(seq)
+        self.watched.prefill(seq, all_logits=True)  # chameleon cannot compute rows without logits
         captured = {int(name.rpartition("-")[2]): a for name, a in self.watched.captured.items()}
         self.watched.capture([])
         return {il: parts[-1][0] for il, parts in captured.items()}

@@ -64,6 +64,8 @@ def examine(writer: Path, model: models.Model, folder: Path) -> Row:
     at = trials[-1] if trials else "start"
     if done is None:
         return {"result": "hangs", "reason": f"{at}: no end after {SECONDS} s"}
+    if "Traceback (most recent call last):" in lines:
+        raise RuntimeError(f"{model.name}: arch_worker.py failed at {at}:\n" + "\n".join(lines))
     if done.returncode != 0:
         said = [line for line in lines if "GGML_ASSERT" in line] or lines[-1:]
         return {"result": "aborted", "reason": f"{at}: exit code {done.returncode}: {said[0]}"}
