@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from atp_cpp import _core as core
 
 Floats = NDArray[np.float32]
+SILENCED = np.finfo(np.float32).min  # the logit of a token that shall not be said
 
 ARCHS = ("llama", "qwen2", "qwen2vl", "qwen3vl", "gemma3", "phi3", "qwen2moe")
 # with F32 weights nothing rounds but F32 arithmetic (and what tolerance.py says)
@@ -118,9 +119,15 @@ def dead_rows(seq: core.Sequence, kept: Sequence[int]) -> list[int]:
 
 
 def nmse(expected: Floats, measured: Floats) -> float:
-    """Squared error relative to the power of what was expected."""
+    """Squared error relative to the power of what was expected.
+
+    Tokens that an architecture silences are left out: chameleon does so in the first of all rows
+    only, whichever that is.
+    """
     assert expected.shape == measured.shape
-    a, b = expected.astype(np.float64), measured.astype(np.float64)
+    silent = (expected == SILENCED) | (measured == SILENCED)
+    spoken = ~silent.any(axis=tuple(range(silent.ndim - 1)))
+    a, b = (x[..., spoken].astype(np.float64) for x in (expected, measured))
     return float(((a - b) ** 2).sum() / (a**2).sum())
 
 
