@@ -116,6 +116,7 @@ class Decoder {
     std::vector<int32_t> shared_;  // tokens of the shared text; sequence n_parallel_ holds their cells
     bool dirty_ = false;           // the caches may hold values that are no numbers
     std::optional<Borders> borders_;
+    std::vector<float> plain_logits_;  // of the self-test's prompts; computed once
 };
 
 }  // namespace atp

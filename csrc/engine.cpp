@@ -105,7 +105,7 @@ std::string Engine::self_test() {
     const std::vector<int32_t> legal = info_.legal_cuts;
     const size_t n = legal.size();
     std::string first_reason;
-    for (const size_t i : {n / 2, n / 4, n * 3 / 4}) {
+    for (const size_t i : {n / 2, n > 1 ? n / 2 - 1 : 0, n / 4, n * 3 / 4}) {
         const std::string & reason = test({legal[i]});
         if (reason.empty()) {
             return "";

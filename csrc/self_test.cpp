@@ -68,8 +68,8 @@ void plain_rows(llama_context * ctx, std::vector<int32_t> tokens, int32_t first,
 
 // The second prompt is shorter: cells and states that the first one leaves behind must not reach it
 std::vector<Decoder::TestPrompt> Decoder::test_prompts() const {
-    const int32_t n_first = std::min(20, model_.params().n_ctx);
-    const int32_t n_second = std::min(12, model_.params().n_ctx - 1);
+    const int32_t n_first = std::min(10, model_.params().n_ctx);
+    const int32_t n_second = std::min(6, model_.params().n_ctx - 1);
     return {{test_tokens(0, n_first, model_.n_vocab()), {}},
             {test_tokens(n_first, n_second, model_.n_vocab()), test_tokens(n_first + n_second, 1, model_.n_vocab())}};
 }
@@ -110,7 +110,9 @@ std::vector<float> Decoder::staged_logits(const std::vector<TestPrompt> & prompt
 
 double Decoder::self_test(const std::vector<int32_t> & cuts) {
     const std::vector<TestPrompt> prompts = test_prompts();
-    const std::vector<float> reference = plain_logits(prompts);
+    if (plain_logits_.empty()) {
+        plain_logits_ = plain_logits(prompts);
+    }
     Plan plan;
     for (const int32_t after : cuts) {
         plan.push_back({after, find_policy("none"), 1.0, 0});
@@ -131,11 +133,11 @@ double Decoder::self_test(const std::vector<int32_t> & cuts) {
         throw;
     }
     restore();
-    if (staged.size() != reference.size()) {
+    if (staged.size() != plain_logits_.size()) {
         throw StageError("the staged model gives " + std::to_string(staged.size()) + " logits, llama.cpp " +
-                         std::to_string(reference.size()));
+                         std::to_string(plain_logits_.size()));
     }
-    return worst_row(reference, staged, model_.n_vocab());
+    return worst_row(plain_logits_, staged, model_.n_vocab());
 }
 
 }  // namespace atp

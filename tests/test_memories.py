@@ -104,7 +104,7 @@ def test_a_head_that_needs_rows_is_given_some_in_every_ubatch(make_rig, n_ubatch
 
 
 def test_the_last_row_is_read_where_the_graph_gives_all(make_rig):
-    """llama_decode itself, asked for the last row of cogvlm, answers with the first one's logits."""
+    """llama_decode, asked for the last row of cogvlm alone, answers with the first one."""
     rig = make_rig("cogvlm", "f32")
     staged, plain = rig.staged(), rig.plain()
     seq = prompt(rig, staged, 20)
@@ -158,7 +158,9 @@ def test_a_pruned_hybrid_runs_its_later_layers_over_the_survivors_alone(make_rig
     alive = hidden[[*rows, *range(seq.n_rows, len(hidden))]]
     tail = core.Sequence(staged.n_embd_inp)
     tail.add_image(np.ascontiguousarray(alive), grid=(1, len(alive)))
-    expected = Rig(tail_model(cut), "granitehybrid", rig.options).plain().prefill(tail, all_logits=True)
+    expected = (
+        Rig(tail_model(cut), "granitehybrid", rig.options).plain().prefill(tail, all_logits=True)
+    )
     measured = [out["logits"]]
     for i, token in enumerate(tokens):
         measured.append(staged.decode([(0, token, seq.n_pos + i)]))

@@ -79,7 +79,9 @@ def write_tail(path: Path, arch: str, *, after: int, seed: int = 1, **sizes: Any
 
     def original(name: str) -> str:
         parts = name.split(".")
-        return ".".join(["blk", str(int(parts[1]) + after), *parts[2:]]) if parts[0] == "blk" else name
+        return (
+            ".".join(["blk", str(int(parts[1]) + after), *parts[2:]]) if parts[0] == "blk" else name
+        )
 
     def copy_of(spec: TensorSpec) -> TensorSpec:
         def fill(array: Floats) -> None:
