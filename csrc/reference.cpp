@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <exception>
+#include <iterator>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -20,10 +22,13 @@ struct Reference::Watch {
     std::set<std::string> names;
     std::map<std::string, std::vector<Captured>> captured;
     std::set<std::pair<const ggml_tensor *, int32_t>> done;  // mask and `after` of what is hidden in this graph
+    std::set<const ggml_tensor *> computed;                  // nodes of this graph that have their values
+    std::vector<const ggml_tensor *> asked;                  // nodes that get theirs next
     std::vector<char> raw;
     std::exception_ptr raised;
 
     bool see(ggml_tensor * t, bool ask);
+    void hide_in(ggml_tensor * mask, int32_t after, const std::vector<int32_t> & rows);
 };
 
 namespace {
@@ -120,18 +125,41 @@ bool Reference::on_eval(ggml_tensor * t, bool ask, void * data) {
     }
 }
 
+// in the masks that have their values, of those that this one is or will be computed from: sparse attention computes
+// one for each layer
+void Reference::Watch::hide_in(ggml_tensor * mask, int32_t after, const std::vector<int32_t> & rows) {
+    std::set<const ggml_tensor *> seen;
+    std::vector<ggml_tensor *> open = {mask};
+    while (!open.empty()) {
+        ggml_tensor * t = open.back();
+        open.pop_back();
+        if (!t || !seen.insert(t).second) {
+            continue;
+        }
+        if (t->op != GGML_OP_NONE && !computed.count(t)) {
+            open.insert(open.end(), std::begin(t->src), std::end(t->src));
+        } else if ((t == mask || std::strstr(t->name, "kq_mask")) && t->ne[0] == mask->ne[0] &&
+                   done.insert({t, after}).second) {
+            hide_columns(t, rows, raw);
+        }
+    }
+}
+
 bool Reference::Watch::see(ggml_tensor * t, bool ask) {
     const std::string name = t->name;
     ggml_tensor * mask = hidden.empty() ? nullptr : mask_of(t);
     if (ask) {
         // a group of nodes ends at each attention: whatever used this mask in the layers before has been computed
         for (const auto & [after, rows] : hidden) {
-            if (mask && after <= layer_of_attention(t) && done.insert({mask, after}).second) {
-                hide_columns(mask, rows, raw);
+            if (mask && after <= layer_of_attention(t)) {
+                hide_in(mask, after, rows);
             }
         }
+        asked.push_back(t);
         return mask || names.count(name) > 0;
     }
+    computed.insert(asked.begin(), asked.end());
+    asked.clear();
     if (names.count(name)) {
         captured[name].push_back(copy_of(t));
     }
@@ -206,6 +234,8 @@ void Reference::run(const Sequence & seq, const Segment & segment, bool all_logi
         batch.seq_id = seq_ids.data();
         batch.logits = output.data();
         watch_->done.clear();
+        watch_->computed.clear();
+        watch_->asked.clear();
         const int32_t status = llama_decode(ctx_.get(), batch);
         if (watch_->raised) {
             std::rethrow_exception(std::exchange(watch_->raised, nullptr));

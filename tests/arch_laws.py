@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 
 from atp_cpp import _core as core
@@ -91,6 +92,17 @@ def ask(found: Findings, rig: Rig) -> bool:
         found.refused["cuts"] = info.why_not
     engine.close()
     return True
+
+
+def layers_with_states(path: Path) -> set[int]:
+    """The layers that carry on what they saw, in a recurrent state or in cells of several rows."""
+    parts = ("ssm_", "shortconv", "time_mix", "conv1d", "compressor")
+    names = [t.name for t in gguf.GGUFReader(path).tensors]
+    return {
+        int(name.split(".")[1])
+        for name in names
+        if name.startswith("blk.") and any(part in name for part in parts)
+    }
 
 
 @dataclass
@@ -188,9 +200,10 @@ def at_each_cut(found: Findings, bench: Bench, prompts: list[core.Sequence]) -> 
     """The laws of one cut, at every legal one."""
     n_layer, first = found.info["n_layer"], prompts[0]
     softmax = bench.softmax(range(n_layer), first)
+    states = layers_with_states(bench.rig.path)
     for after in found.info["legal_cuts"]:
         cut = core.Cut(after, "random", 0.4, 7)
-        if set(range(after, n_layer)) <= set(softmax):  # else a state has carried rows on
+        if set(range(after, n_layer)) <= set(softmax) - states:
             run = partial(pruned_is_masked, found, bench, cut, first)
             found.law("pruned = masked", [after], run)
         try:

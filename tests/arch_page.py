@@ -20,9 +20,9 @@ What is checked of each model:
   steps after each, against `llama_decode`: uncut, cut at every legal place alone, and at all of
   them together. The caches are F32 without flash attention, and F16 with flash attention where
   llama.cpp takes it. Equal to the bit.
-- **pruned = masked**: at every cut behind which each layer has attention. A recurrent layer behind
-  the cut would have carried a dropped row's content on in its state; what llama.cpp computes with a
-  hidden row is then another thing.
+- **pruned = masked**: at every cut behind which each layer has attention alone. A recurrent layer
+  behind the cut would have carried a dropped row's content on in its state; what llama.cpp computes
+  with a hidden row is then another thing.
 - **scores**: what `fastv` reads at a cut is the softmax in llama.cpp's own graph. No such cut is
   listed where the layers before it hold no full attention; a plan is then refused with that reason.
 - **no leak**: a prompt after another one gives what it gives in a fresh decoder, to the bit.
