@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <exception>
+#include <iterator>
 #include <numeric>
 #include <set>
 #include <utility>
@@ -19,12 +21,14 @@ struct Reference::Watch {
     std::map<int32_t, std::vector<int32_t>> hidden;  // after -> rows; cells equal rows in a fresh single sequence
     std::set<std::string> names;
     std::map<std::string, std::vector<Captured>> captured;
-    int32_t passed = 0;                  // layers passed in the present graph
-    std::set<const ggml_tensor *> done;  // masks already changed since then
+    std::set<std::pair<const ggml_tensor *, int32_t>> done;  // mask and `after` of what is hidden in this graph
+    std::set<const ggml_tensor *> computed;                  // nodes of this graph that have their values
+    std::vector<const ggml_tensor *> asked;                  // nodes that get theirs next
     std::vector<char> raw;
     std::exception_ptr raised;
 
     bool see(ggml_tensor * t, bool ask);
+    void hide_in(ggml_tensor * mask, int32_t after, const std::vector<int32_t> & rows);
 };
 
 namespace {
@@ -72,6 +76,16 @@ ggml_tensor * mask_of(const ggml_tensor * t) {
     return t->op == GGML_OP_FLASH_ATTN_EXT ? t->src[3] : t->op == GGML_OP_SOFT_MAX ? t->src[1] : nullptr;
 }
 
+// of an attention node, from its own name or that of its queries; -1 when none of them carries one
+int32_t layer_of_attention(const ggml_tensor * t) {
+    int32_t il = layer_of(t);
+    while (il < 0 && t->src[0]) {
+        t = t->src[0];
+        il = layer_of(t);
+    }
+    return il;
+}
+
 Captured copy_of(const ggml_tensor * t) {
     if (t->type != GGML_TYPE_F32 && t->type != GGML_TYPE_F16) {
         throw StageError(std::string("only F32 and F16 tensors can be captured, ") + t->name + " is " +
@@ -111,25 +125,41 @@ bool Reference::on_eval(ggml_tensor * t, bool ask, void * data) {
     }
 }
 
+// in the masks that have their values, of those that this one is or will be computed from: sparse attention computes
+// one for each layer
+void Reference::Watch::hide_in(ggml_tensor * mask, int32_t after, const std::vector<int32_t> & rows) {
+    std::set<const ggml_tensor *> seen;
+    std::vector<ggml_tensor *> open = {mask};
+    while (!open.empty()) {
+        ggml_tensor * t = open.back();
+        open.pop_back();
+        if (!t || !seen.insert(t).second) {
+            continue;
+        }
+        if (t->op != GGML_OP_NONE && !computed.count(t)) {
+            open.insert(open.end(), std::begin(t->src), std::end(t->src));
+        } else if ((t == mask || std::strstr(t->name, "kq_mask")) && t->ne[0] == mask->ne[0] &&
+                   done.insert({t, after}).second) {
+            hide_columns(t, rows, raw);
+        }
+    }
+}
+
 bool Reference::Watch::see(ggml_tensor * t, bool ask) {
     const std::string name = t->name;
-    const int32_t border = name.rfind("l_out-", 0) == 0 ? layer_of(t) + 1 : -1;
+    ggml_tensor * mask = hidden.empty() ? nullptr : mask_of(t);
     if (ask) {
-        // layers are entered in order, and a group of nodes ends at each border: this mask is not yet in use beyond it
-        ggml_tensor * mask = mask_of(t);
-        if (mask && done.insert(mask).second) {
-            for (const auto & [after, rows] : hidden) {
-                if (after <= passed) {
-                    hide_columns(mask, rows, raw);
-                }
+        // a group of nodes ends at each attention: whatever used this mask in the layers before has been computed
+        for (const auto & [after, rows] : hidden) {
+            if (mask && after <= layer_of_attention(t)) {
+                hide_in(mask, after, rows);
             }
         }
-        return hidden.count(border) > 0 || names.count(name) > 0;
+        asked.push_back(t);
+        return mask || names.count(name) > 0;
     }
-    if (hidden.count(border)) {
-        passed = border;
-        done.clear();
-    }
+    computed.insert(asked.begin(), asked.end());
+    asked.clear();
     if (names.count(name)) {
         captured[name].push_back(copy_of(t));
     }
@@ -201,8 +231,9 @@ void Reference::run(const Sequence & seq, const Segment & segment, bool all_logi
         batch.n_seq_id = n_seq.data();
         batch.seq_id = seq_ids.data();
         batch.logits = output.data();
-        watch_->passed = 0;
         watch_->done.clear();
+        watch_->computed.clear();
+        watch_->asked.clear();
         const int32_t status = llama_decode(ctx_.get(), batch);
         if (watch_->raised) {
             std::rethrow_exception(std::exchange(watch_->raised, nullptr));

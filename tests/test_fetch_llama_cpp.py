@@ -208,10 +208,30 @@ def test_failure_exits_1_with_nothing_on_stdout(index, patches, cache, monkeypat
         raise fetch.FetchError("the reason")
 
     monkeypatch.setattr(fetch, "ensure", fail)
-    assert fetch.main() == 1
+    assert fetch.main([]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err == "fetch_llama_cpp: error: the reason\n"
+
+
+def test_one_more_file_of_the_archive_can_be_copied_unpatched(index, patches, cache, tmp_path):
+    tree = fetch.ensure(index.pin, patches, cache)
+    target = tmp_path / "new" / "copy.md"
+    fetch.copy_file("docs/src/readme.md", target, index.pin, cache)
+    assert target.read_text() == "not wanted"
+    fetch.copy_file("src/model.cpp", target, index.pin, cache)
+    assert target.read_text() == "one\ntwo\nthree\nfour\n"
+    assert (tree / "src/model.cpp").read_text().startswith("one\nTWO\n")
+    index.archive.write_bytes(b"damaged")
+    fetch.copy_file("src/model.cpp", target, index.pin, cache)
+    assert index.downloads == 3, "the archive, and each file, are fetched once"
+    with pytest.raises(fetch.FetchError, match="not the pinned file"):
+        fetch.copy_file("src/deep/a.h", target, index.pin, cache)
+
+
+def test_arguments_that_mean_nothing_are_an_error(capsys):
+    assert fetch.main(["--help"]) == 1
+    assert "expected nothing, or FILE TARGET; got --help" in capsys.readouterr().err
 
 
 def test_cache_folder_can_be_chosen(tmp_path, monkeypatch):

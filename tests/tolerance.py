@@ -87,6 +87,13 @@ TABLE = {
     ("cpu", "f16, deep", "pruned = masked"): 1e-5,  # 1.9e-6
     ("cpu", "f16, deep", "scores = NumPy"): 5e-6,  # 5.5e-7
     ("cpu", "f16, deep", "together = alone"): 1e-6,  # 1.1e-7
+    # any architecture of llama.cpp, of random weights (arch_laws.py); many have GELU tables
+    ("cpu", "f32, archs", "pruned = masked"): 1e-6,
+    ("cpu", "f32, archs", "scores = softmax"): 1e-8,
+    ("cpu", "f32, archs", "batch = alone"): 1e-6,
+    ("cpu", "f32, archs", "last row = all rows"): 1e-7,
+    ("cpu", "f16, archs", "last row = all rows"): 1e-7,
+    ("cpu", "f16, archs", "F16 = F32"): 1e-2,
     # plain llama.cpp with itself: one matrix product for one row, or for a few
     ("cpu", ANY, "last row = all rows"): 1e-12,  # 2.2e-14
     ("cpu", "f32", "short ubatches = long"): 1e-12,  # 0.0

@@ -6,6 +6,9 @@ checked by SHA-256, unpacked in part and patched in a temporary folder, and move
 one rename. So a folder that exists is complete. Its name holds a hash of all that went into it:
 another pin or another patch is another folder. stdout carries the path alone, everything else goes
 to stderr.
+
+``fetch_llama_cpp.py FILE TARGET`` copies one more file of the same archive, unpatched: tests
+compile one that no build needs.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 PATCHES = Path(__file__).resolve().parent / "patches"
@@ -266,12 +269,12 @@ def apply_patch(patch: Path, tree: Path) -> None:
             ) from error
 
 
-def ensure(pin: Pin = PIN, patches: Path = PATCHES, cache: Path | None = None) -> Path:
+def ensure(pin: Pin = PIN, patches: Path | None = PATCHES, cache: Path | None = None) -> Path:
     """Return the patched source tree in the cache, making it first if it is not there.
 
     Args:
         pin: what to download.
-        patches: the folder of ``*.patch`` files.
+        patches: the folder of ``*.patch`` files; None: the files stay as they are.
         cache: the cache folder; None takes :func:`cache_dir`.
 
     Returns:
@@ -282,7 +285,7 @@ def ensure(pin: Pin = PIN, patches: Path = PATCHES, cache: Path | None = None) -
             then as it was.
     """
     cache = cache_dir() if cache is None else cache
-    files = patch_files(patches)
+    files = [] if patches is None else patch_files(patches)
     name = f"llama.cpp-{source_key(pin, files)}"
     tree = cache / name
     if tree.is_dir():
@@ -305,10 +308,26 @@ def ensure(pin: Pin = PIN, patches: Path = PATCHES, cache: Path | None = None) -
     return tree
 
 
-def main() -> int:
+def copy_file(name: str, target: Path, pin: Pin = PIN, cache: Path | None = None) -> None:
+    """Copy one file of the archive, which need not be among those unpacked for a build.
+
+    Raises:
+        FetchError: as ``ensure`` does, or the archive has no such file.
+    """
+    tree = ensure(replace(pin, wanted=(name,)), None, cache)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(tree / name, target)
+
+
+def main(argv: list[str]) -> int:
     """Print the source tree's path; exit code 1 and a message on stderr if it cannot be had."""
     try:
-        print(ensure())
+        if len(argv) == 2:
+            copy_file(argv[0], Path(argv[1]))
+        elif argv:
+            raise FetchError(f"expected nothing, or FILE TARGET; got {' '.join(argv)}")
+        else:
+            print(ensure())
     except FetchError as error:
         log(f"error: {error}")
         return 1
@@ -316,4 +335,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
