@@ -1,5 +1,5 @@
 # llama.cpp's JSON schema -> grammar, five files of its common/. The rest of it (downloads, arguments, chat) stays out:
-# csrc/common_strings.cpp has the three functions of common.cpp that these call.
+# csrc/text/common_strings.cpp has the three functions of common.cpp that these call.
 set(common_dir ${ATP_LLAMA_DIR}/common)
 if(NOT EXISTS ${common_dir}/json-schema-to-grammar.cpp OR NOT EXISTS ${common_dir}/json-schema.cpp)
     message(FATAL_ERROR "${ATP_LLAMA_DIR} has no common/json-schema.cpp and json-schema-to-grammar.cpp.")

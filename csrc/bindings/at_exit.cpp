@@ -1,4 +1,4 @@
-#include "at_exit.h"
+#include "bindings/at_exit.h"
 
 #include <chrono>
 #include <condition_variable>

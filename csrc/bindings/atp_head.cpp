@@ -1,4 +1,4 @@
-#include "atp_head.h"
+#include "prune/atp_head.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -6,12 +6,12 @@
 #include <algorithm>
 #include <iterator>
 
-#include "atp_policy.h"
-#include "budget.h"
-#include "errors.h"
-#include "live_tokens.h"
-#include "registers.h"
-#include "sidecar.h"
+#include "base/errors.h"
+#include "bindings/budget.h"
+#include "bindings/live_tokens.h"
+#include "bindings/registers.h"
+#include "prune/atp_policy.h"
+#include "sidecar/sidecar.h"
 
 namespace atp::python {
 

@@ -1,11 +1,11 @@
-#include "batch.h"
+#include "engine/batch.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "calls.h"
-#include "engine_handle.h"
-#include "generation_args.h"
+#include "bindings/calls.h"
+#include "bindings/engine_handle.h"
+#include "bindings/generation_args.h"
 
 namespace atp::python {
 

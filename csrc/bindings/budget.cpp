@@ -1,8 +1,8 @@
-#include "budget.h"
+#include "bindings/budget.h"
 
 #include <string>
 
-#include "errors.h"
+#include "base/errors.h"
 
 namespace atp::python {
 

@@ -5,7 +5,7 @@
 
 #include <optional>
 
-#include "atp_policy.h"
+#include "prune/atp_policy.h"
 
 namespace atp::python {
 

@@ -8,9 +8,9 @@
 #include <optional>
 #include <utility>
 
-#include "at_exit.h"
-#include "errors.h"
-#include "interrupt.h"
+#include "base/errors.h"
+#include "base/interrupt.h"
+#include "bindings/at_exit.h"
 
 namespace atp::python {
 

@@ -1,13 +1,13 @@
-#include "decoder.h"
+#include "decoder/decoder.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "arrays.h"
-#include "calls.h"
-#include "model.h"
-#include "registers.h"
+#include "bindings/arrays.h"
+#include "bindings/calls.h"
+#include "bindings/registers.h"
+#include "llama/model.h"
 
 namespace atp::python {
 

@@ -1,4 +1,4 @@
-#include "engine.h"
+#include "engine/engine.h"
 
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>
@@ -7,16 +7,16 @@
 
 #include <variant>
 
-#include "arrays.h"
-#include "budget.h"
-#include "calls.h"
-#include "engine_handle.h"
-#include "errors.h"
-#include "generation_args.h"
-#include "gguf_check.h"
-#include "load_check.h"
-#include "registers.h"
-#include "tiles.h"
+#include "base/errors.h"
+#include "bindings/arrays.h"
+#include "bindings/budget.h"
+#include "bindings/calls.h"
+#include "bindings/engine_handle.h"
+#include "bindings/generation_args.h"
+#include "bindings/registers.h"
+#include "bindings/tiles.h"
+#include "llama/gguf_check.h"
+#include "llama/load_check.h"
 
 namespace atp::python {
 

@@ -18,8 +18,8 @@
 #include <unistd.h>
 #endif
 
-#include "engine.h"
-#include "errors.h"
+#include "base/errors.h"
+#include "engine/engine.h"
 
 namespace atp::python {
 

@@ -1,9 +1,9 @@
-#include "errors.h"
+#include "base/errors.h"
 
 #include <cstring>
 #include <new>
 
-#include "registers.h"
+#include "bindings/registers.h"
 
 namespace atp::python {
 

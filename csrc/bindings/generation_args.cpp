@@ -1,8 +1,8 @@
-#include "generation_args.h"
+#include "bindings/generation_args.h"
 
 #include <utility>
 
-#include "grammar_check.h"
+#include "text/grammar_check.h"
 
 namespace atp::python {
 

@@ -5,8 +5,8 @@
 #include <string>
 #include <vector>
 
-#include "generation.h"
-#include "sampler.h"
+#include "text/generation.h"
+#include "text/sampler.h"
 
 namespace atp::python {
 

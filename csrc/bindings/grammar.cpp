@@ -1,11 +1,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "at_exit.h"
-#include "grammar_check.h"
-#include "json_schema.h"
-#include "registers.h"
-#include "repetition.h"
+#include "bindings/at_exit.h"
+#include "bindings/registers.h"
+#include "text/grammar_check.h"
+#include "text/json_schema.h"
+#include "text/repetition.h"
 
 namespace atp::python {
 

@@ -1,4 +1,4 @@
-#include "live_tokens.h"
+#include "bindings/live_tokens.h"
 
 namespace atp::python {
 

@@ -5,7 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "policy.h"
+#include "prune/policy.h"
 
 namespace atp::python {
 

@@ -1,6 +1,6 @@
-#include "at_exit.h"
-#include "log_capture.h"
-#include "registers.h"
+#include "bindings/at_exit.h"
+#include "bindings/registers.h"
+#include "llama/log_capture.h"
 
 PYBIND11_MODULE(_core, m) {
     namespace atp_py = atp::python;

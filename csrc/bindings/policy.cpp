@@ -1,14 +1,14 @@
-#include "policy.h"
-#include "at_exit.h"
+#include "prune/policy.h"
+#include "bindings/at_exit.h"
 
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "errors.h"
-#include "live_tokens.h"
-#include "registers.h"
+#include "base/errors.h"
+#include "bindings/live_tokens.h"
+#include "bindings/registers.h"
 
 namespace atp::python {
 

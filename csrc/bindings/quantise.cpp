@@ -1,10 +1,10 @@
-#include "quantise.h"
-#include "at_exit.h"
+#include "llama/quantise.h"
+#include "bindings/at_exit.h"
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "registers.h"
+#include "bindings/registers.h"
 
 namespace atp::python {
 

@@ -1,6 +1,6 @@
-#include "report.h"
+#include "engine/report.h"
 
-#include "engine_handle.h"
+#include "bindings/engine_handle.h"
 
 namespace atp::python {
 

@@ -4,10 +4,10 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "errors.h"
+#include "base/errors.h"
+#include "bindings/registers.h"
 #include "ggml-backend.h"
 #include "ggml-rpc.h"
-#include "registers.h"
 
 namespace atp::python {
 

@@ -1,12 +1,12 @@
-#include "sequence.h"
+#include "prompt/sequence.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "arrays.h"
-#include "errors.h"
-#include "registers.h"
+#include "base/errors.h"
+#include "bindings/arrays.h"
+#include "bindings/registers.h"
 
 namespace atp::python {
 

@@ -1,14 +1,14 @@
-#include "sidecar.h"
-#include "at_exit.h"
+#include "sidecar/sidecar.h"
+#include "bindings/at_exit.h"
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "arrays.h"
-#include "fingerprint.h"
-#include "model.h"
-#include "registers.h"
+#include "bindings/arrays.h"
+#include "bindings/registers.h"
+#include "llama/fingerprint.h"
+#include "llama/model.h"
 
 namespace atp::python {
 

@@ -2,11 +2,11 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include "anyres.h"
-#include "arrays.h"
-#include "errors.h"
-#include "registers.h"
-#include "tiles.h"
+#include "base/errors.h"
+#include "bindings/arrays.h"
+#include "bindings/registers.h"
+#include "bindings/tiles.h"
+#include "prompt/anyres.h"
 
 namespace atp::python {
 

@@ -1,8 +1,8 @@
 // What Python calls Tiles: an image as squares of the vision encoder's size.
 #pragma once
 
-#include "anyres.h"
-#include "arrays.h"
+#include "bindings/arrays.h"
+#include "prompt/anyres.h"
 
 namespace atp::python {
 

@@ -1,6 +1,6 @@
 """The rules a sidecar must meet (docs/sidecar.md): names, ranges, tensors and their shapes.
 
-The engine checks the same rules when it loads the GGUF file (csrc/sidecar.cpp).
+The engine checks the same rules when it loads the GGUF file (csrc/sidecar/sidecar.cpp).
 """
 
 from __future__ import annotations

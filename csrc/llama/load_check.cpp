@@ -1,0 +1,53 @@
+#include "llama/load_check.h"
+
+#include "base/errors.h"
+#include "llama/gguf_check.h"
+#include "llama/log_capture.h"
+#include "mtmd.h"
+
+namespace atp {
+
+namespace {
+
+void check_projector(const std::string & path) {
+    mtmd_context_params params = mtmd_context_params_default();
+    params.use_gpu = false;
+    params.print_timings = false;
+    params.warmup = false;
+    log_capture::clear();
+    // loads everything but the weights; what it says of memory is not asked for
+    if (mtmd_get_memory_usage(path.c_str(), params).empty()) {
+        // it logs that it failed, not why; a real attempt fails at the same place, and says so
+        log_capture::clear();
+        mtmd_free(mtmd_init_from_file(path.c_str(), nullptr, params));
+        throw ModelError("llama.cpp cannot load " + path + ": " + log_capture::last_error());
+    }
+}
+
+}  // namespace
+
+llama_model_ptr load_shapes(const std::string & path) {
+    log_capture::install();
+    llama_backend_init();
+    llama_model_params params = llama_model_default_params();
+    params.no_alloc = true;
+    params.load_mode = LLAMA_LOAD_MODE_NONE;
+    params.n_gpu_layers = 0;
+    log_capture::clear();
+    llama_model_ptr model(llama_model_load_from_file(path.c_str(), params));
+    if (!model) {
+        throw ModelError("llama.cpp cannot load " + path + ": " + log_capture::last_error());
+    }
+    return model;
+}
+
+void check_loadable(const std::string & path) {
+    log_capture::install();
+    if (check_gguf(path) == "clip") {
+        check_projector(path);
+    } else {
+        load_shapes(path);
+    }
+}
+
+}  // namespace atp

@@ -1,0 +1,31 @@
+// The sidecar file: trained ATP modules in GGUF (docs/sidecar.md), and whether they belong to a model.
+//
+// Checks the same rules as atp_cpp.sidecar_check. Throws ModelError naming the field, what was expected
+// and what came. Runs nothing: that is atp_head's.
+#pragma once
+
+#include <string>
+
+#include "prune/atp_weights.h"
+
+namespace atp {
+
+class Model;
+
+// the words of the file, in the order of the enums
+inline constexpr const char * score_norm_names[] = {"none", "relative", "minmax"};
+inline constexpr const char * divisor_names[] = {"rows_visible", "rows_all"};
+inline constexpr const char * score_names[] = {"avg", "self", "cross"};
+inline constexpr const char * rule_names[] = {"union", "redundant", "spatial"};
+inline constexpr const char * activation_names[] = {"identity", "relu", "silu"};
+inline constexpr const char * mode_names[] = {"thresholds", "full", "lora"};
+
+AtpWeights load_sidecar(const std::string & path);
+
+// architecture, depth, width, heads and fingerprint of the sidecar's model against this one: "" if it is this one, else
+// what differs. (load_sidecar saw to it that no cut is beyond the sidecar's own depth.)
+std::string why_no_pair(const AtpWeights & weights, const Model & model);
+// the same as a ModelError that names both files
+void check_pair(const AtpWeights & weights, const Model & model);
+
+}  // namespace atp
