@@ -22,7 +22,7 @@ from bench_stages import make_sequence
 from provenance import provenance
 
 from atp_cpp import _core
-from atp_cpp.sidecar import AtpSidecar, tensor_shapes
+from atp_cpp.sidecar.sidecar import AtpSidecar, tensor_shapes
 from atp_cpp.train.spec import default_cuts
 
 KEPT = (0.25, 0.15, 0.08)  # shares after each cut, in proportion

@@ -29,8 +29,8 @@ from photos import write_pictures
 from provenance import provenance
 
 from atp_cpp import Captioner
-from atp_cpp.config import SamplingConfig
-from atp_cpp.prompts import ChatPrompt
+from atp_cpp.options.plan import SamplingConfig
+from atp_cpp.prompts.prompt import ChatPrompt
 
 PORT = 18090
 SAME_PROMPT = 2  # tokens that prompts may differ by: llama-server renders white space its own way

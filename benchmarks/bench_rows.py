@@ -18,7 +18,7 @@ from bench_stages import make_sequence
 from provenance import provenance
 
 from atp_cpp import _core
-from atp_cpp.config import parse_plan, resolve, settle
+from atp_cpp.options.plan import parse_plan, resolve, settle
 
 ROWS = (1, 2, 4, 8, 16)
 

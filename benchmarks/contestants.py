@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from atp_cpp import Captioner
-from atp_cpp.config import SamplingConfig
+from atp_cpp.options.plan import SamplingConfig
 
 START_S = 300  # a model of several GB from a slow disk
 # lines of llama-server at -lv 4: minutes.seconds.ms.us level text

@@ -2,8 +2,8 @@
 
     PYTHONPATH=python:tests python benchmarks/convert_parity.py        # about two minutes
 
-The checkpoints, images and prompts are those of the tests (tests/test_convert_llava.py and
-tests/test_convert_families.py), which hold the bounds. Needs torch, transformers and pytest.
+The checkpoints, images and prompts are those of the tests (tests/convert/test_llava.py and
+tests/convert/test_families.py), which hold the bounds. Needs torch, transformers and pytest.
 """
 
 import sys
@@ -17,11 +17,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 import test_convert_families as families
 import test_convert_llava as llava
+
 from atp_cpp import _core as core
-from convert_many import convert_many
-from hf_llava import KINDS, write_llava
-from hf_models import write_tiny
-from hf_parity import (
+from support.convert_many import convert_many
+from support.hf_llava import KINDS, write_llava
+from support.hf_models import write_tiny
+from support.hf_parity import (
     Pair,
     continuation,
     cosine,
@@ -30,7 +31,7 @@ from hf_parity import (
     prefill,
     same_but_for_near_ties,
 )
-from rig import nmse
+from support.rig import nmse
 
 
 @dataclass

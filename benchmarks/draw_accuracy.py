@@ -22,7 +22,7 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from atp_cpp.intervals import Z_95
+from atp_cpp.evaluation.intervals import Z_95
 
 INK, PALE = "#202020", "#8a8a8a"
 # label of a curve -> (beginning of a line's label, colour, marker, line style)

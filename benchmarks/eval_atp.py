@@ -29,9 +29,7 @@ from typing import Any
 from provenance import provenance
 
 from atp_cpp.captioner import Captioner
-from atp_cpp.config import SamplingConfig, plan_text
-from atp_cpp.eval_report import summarise
-from atp_cpp.evaluate import (
+from atp_cpp.evaluation.evaluate import (
     EvalRow,
     append_row,
     evaluate,
@@ -42,8 +40,10 @@ from atp_cpp.evaluate import (
     read_plans,
     read_rows,
 )
-from atp_cpp.intervals import difference_text, wilson
-from atp_cpp.sidecar import AtpSidecar
+from atp_cpp.evaluation.intervals import difference_text, wilson
+from atp_cpp.evaluation.report import summarise
+from atp_cpp.options.plan import SamplingConfig, plan_text
+from atp_cpp.sidecar.sidecar import AtpSidecar
 
 LEVELS = (0.5, 0.25, 0.15)
 FASTV_AFTER = 2  # its K

@@ -24,9 +24,9 @@ from photos import drawn
 from provenance import provenance
 
 from atp_cpp import Captioner
-from atp_cpp.batch.heap import large_blocks_apart
+from atp_cpp.batch.load.heap import large_blocks_apart
 from atp_cpp.captioner import model_files
-from atp_cpp.config import SamplingConfig
+from atp_cpp.options.plan import SamplingConfig
 
 EVERY_S = 0.5
 DISTINCT = 200  # files that differ; the others are links to them

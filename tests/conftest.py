@@ -13,6 +13,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
 import make_tiny_model
 
+pytest_plugins = [
+    "support.fixtures_engine",
+    "support.fixtures_hub",
+    "support.fixtures_loading",
+    "support.fixtures_pipeline",
+    "support.fixtures_python",
+    "support.fixtures_train",
+]
+
 
 def _cached(folder: Path, write: Callable[..., None], prefix: str) -> Callable[..., Path]:
     """A function (kind, **options) -> Path that writes each model once into `folder`."""

@@ -8,11 +8,10 @@ import pytest
 from PIL import Image
 
 import atp_cpp
-from atp_cpp import Captioner, CutSpec, SamplingConfig, model_files
+from atp_cpp import Captioner, CutSpec, SamplingConfig
 from atp_cpp.errors import AtpError, ImageError, ModelError, PlanError, StageError
-from fake_engine import FakeEngine
-
-pytest_plugins = ("fixtures_python",)
+from atp_cpp.models import files as model_files
+from support.fake_engine import FakeEngine
 
 
 def make(engine, **options):

@@ -6,15 +6,13 @@ from PIL import Image
 
 from atp_cpp import Captioner, SamplingConfig
 from atp_cpp import _core as core
-from atp_cpp.cli import main
+from atp_cpp.cli.program import main
 from atp_cpp.errors import ModelError
-from atp_cpp.image_spec import PREFIX, ImageSpec
-from atp_cpp.model_files import image_spec_of
-from atp_cpp.preprocess import prepare
-from pictures_of_all_shapes import picture
-from tiny_anyres import NEXT, ONEVISION, newline_spec, write_anyres
-
-pytest_plugins = ("fixtures_python",)
+from atp_cpp.images.prepare import prepare
+from atp_cpp.images.spec import PREFIX, ImageSpec
+from atp_cpp.models.files import image_spec_of
+from support.pictures_of_all_shapes import picture
+from support.tiny_anyres import NEXT, ONEVISION, newline_spec, write_anyres
 
 SHORT = SamplingConfig(n_predict=4)
 PLAIN = ImageSpec("shortest", (56, 56), crop=(56, 56))

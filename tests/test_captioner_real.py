@@ -9,9 +9,7 @@ import pytest
 
 from atp_cpp import Captioner, SamplingConfig
 from atp_cpp.errors import AtpError, ModelError
-from resident import growth, needs_proc
-
-pytest_plugins = ("fixtures_python",)
+from support.resident import growth, needs_proc
 
 
 def test_real_caption(tiny_captioner, scene):

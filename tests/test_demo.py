@@ -4,10 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from atp_cpp import SamplingConfig, model_files
-from atp_cpp.cli import main
-
-pytest_plugins = ("fixtures_python",)
+from atp_cpp import SamplingConfig
+from atp_cpp.cli.program import main
+from atp_cpp.models import files as model_files
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 

@@ -10,8 +10,6 @@ import pytest
 
 from atp_cpp import AtpError, SamplingConfig
 
-pytest_plugins = ("fixtures_python",)
-
 
 @pytest.fixture(scope="module")
 def said(tiny_captioner, tmp_path_factory):

@@ -13,11 +13,11 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # module -> names that earlier documentation told users to import from there
 EARLIER = {
     "atp_cpp.batch": ["CaptionBatch"],
-    "atp_cpp.batch.heap": ["large_blocks_apart"],
-    "atp_cpp.batch.item": ["Item"],
-    "atp_cpp.batch.parquet": ["jsonl_to_parquet"],
-    "atp_cpp.batch.resume": ["read_rows"],
-    "atp_cpp.sidecar": [
+    "atp_cpp.batch.load.heap": ["large_blocks_apart"],
+    "atp_cpp.batch.source.item": ["Item"],
+    "atp_cpp.batch.output.parquet": ["jsonl_to_parquet"],
+    "atp_cpp.batch.output.resume": ["read_rows"],
+    "atp_cpp.sidecar.sidecar": [
         "AtpSidecar", "fingerprint_from_arrays", "fingerprint_from_gguf", "tensor_shapes",
     ],
     "atp_cpp.convert": ["convert_hf"],

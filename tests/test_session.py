@@ -6,15 +6,15 @@ from pathlib import Path
 import pytest
 
 from atp_cpp import Captioner, CutSpec, SamplingConfig
-from atp_cpp.batch.many import start_run
-from atp_cpp.chat import ChatSession
+from atp_cpp.batch.run.many import start_run
+from atp_cpp.chat.completion import ChatSession
 from atp_cpp.errors import AtpError, ModelError, PlanError
-from atp_cpp.load_options import LoadOptions
-from atp_cpp.model_files import ModelFiles
+from atp_cpp.models.files import ModelFiles
+from atp_cpp.options.load import LoadOptions
 from atp_cpp.session import Parts, Session, first_plan
-from fake_batch_engine import FakeBatchEngine
-from fake_engine import FakeEngine
-from fake_runs import picture, words
+from support.fake_batch_engine import FakeBatchEngine
+from support.fake_engine import FakeEngine
+from support.fake_runs import picture, words
 
 FILES = ModelFiles(Path("folder/model.gguf"), Path("mmproj.gguf"))
 

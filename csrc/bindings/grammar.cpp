@@ -30,7 +30,7 @@ void register_grammar(py::module_ & m) {
           "AtpError with the reason unless llama.cpp can follow the grammar, in bounded time and memory.");
     m.def("json_schema_to_grammar", &grammar_of_schema, py::arg("schema_json"), py::call_guard<WithoutGil>(),
           "The grammar of a JSON schema's values, by llama.cpp's converter; AtpError with its reason. It passes over "
-          "keywords that it does not know: atp_cpp.json_schema refuses them first.");
+          "keywords that it does not know: atp_cpp.options.json_schema refuses them first.");
     m.def("find_repetition", &find_repetition, py::arg("tokens"),
           "(start, period) of the first loop that a caption of these tokens would be ended for, or None.");
 }

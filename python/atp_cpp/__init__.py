@@ -11,19 +11,19 @@ Everything that the documentation names is here, but for the program's own modul
 from typing import Any
 
 from atp_cpp._core import Cut, ModelInfo, Report, __version__
-from atp_cpp.batch.heap import large_blocks_apart
-from atp_cpp.batch.item import Item
-from atp_cpp.batch.parquet import jsonl_to_parquet
-from atp_cpp.batch.pipeline import CaptionRun
-from atp_cpp.batch.resume import read_rows
+from atp_cpp.batch.load.heap import large_blocks_apart
+from atp_cpp.batch.output.parquet import jsonl_to_parquet
+from atp_cpp.batch.output.resume import read_rows
+from atp_cpp.batch.output.rows import Row
+from atp_cpp.batch.run.pipeline import CaptionRun
+from atp_cpp.batch.source.item import Item
 from atp_cpp.caption import Caption
 from atp_cpp.caption_batch import CaptionBatch
 from atp_cpp.captioner import Captioner
-from atp_cpp.config import CutSpec, SamplingConfig
 from atp_cpp.errors import AtpError, ConvertError, ImageError, ModelError, PlanError, StageError
-from atp_cpp.fingerprint import fingerprint_from_arrays, fingerprint_from_gguf
-from atp_cpp.rows import Row
-from atp_cpp.sidecar import AtpSidecar, tensor_shapes
+from atp_cpp.options.plan import CutSpec, SamplingConfig
+from atp_cpp.sidecar.fingerprint import fingerprint_from_arrays, fingerprint_from_gguf
+from atp_cpp.sidecar.sidecar import AtpSidecar, tensor_shapes
 
 __all__ = [
     "AtpError",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from atp_cpp._core import Report
-from atp_cpp.config import CutSpec
-from atp_cpp.views import View
+from atp_cpp.images.views import View
+from atp_cpp.options.plan import CutSpec
 
 
 @dataclass(frozen=True, slots=True)

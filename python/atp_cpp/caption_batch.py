@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from atp_cpp.batch.item import Item
+from atp_cpp.batch.output.rows import Row
+from atp_cpp.batch.source.item import Item
 from atp_cpp.captioner import Captioner
-from atp_cpp.config import Budget, PolicyLike, SamplingConfig
 from atp_cpp.errors import AtpError
-from atp_cpp.images import source_name
-from atp_cpp.prompts import DEFAULT_PROMPT
-from atp_cpp.rows import Row
+from atp_cpp.images.load import source_name
+from atp_cpp.options.plan import Budget, PolicyLike, SamplingConfig
+from atp_cpp.prompts.prompt import DEFAULT_PROMPT
 
 __all__ = ["OUTPUT_COLUMNS", "CaptionBatch"]
 

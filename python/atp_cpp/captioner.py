@@ -13,19 +13,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from atp_cpp.batch.embeddings import EmbeddingCache
-from atp_cpp.batch.item import Item
-from atp_cpp.batch.many import start_run
-from atp_cpp.batch.pipeline import CaptionRun, OnError
+from atp_cpp.batch.run.embeddings import EmbeddingCache
+from atp_cpp.batch.run.many import start_run
+from atp_cpp.batch.run.pipeline import CaptionRun, OnError
+from atp_cpp.batch.source.item import Item
 from atp_cpp.caption import Caption
-from atp_cpp.chat import ChatSession
-from atp_cpp.config import Budget, PolicyLike, SamplingConfig
+from atp_cpp.chat.completion import ChatSession
 from atp_cpp.errors import ImageError
-from atp_cpp.hub_files import hub_files
-from atp_cpp.images import ImageSource, is_open_file, load_image
-from atp_cpp.load_options import LoadOptions
-from atp_cpp.model_files import ModelFiles
-from atp_cpp.prompts import DEFAULT_PROMPT
+from atp_cpp.hub.gguf_files import hub_files
+from atp_cpp.images.load import ImageSource, is_open_file, load_image
+from atp_cpp.models.files import ModelFiles
+from atp_cpp.options.load import LoadOptions
+from atp_cpp.options.plan import Budget, PolicyLike, SamplingConfig
+from atp_cpp.prompts.prompt import DEFAULT_PROMPT
 from atp_cpp.session import first_plan
 
 

@@ -17,9 +17,16 @@ from types import TracebackType
 from typing import ClassVar, TypeVar
 
 from atp_cpp._core import Cut, Engine, ModelInfo
-from atp_cpp.batch.config_hash import config_hash, file_fingerprint
+from atp_cpp.batch.run_key import config_hash, file_fingerprint
 from atp_cpp.caption import Caption
-from atp_cpp.config import (
+from atp_cpp.errors import AtpError, ModelError, PlanError
+from atp_cpp.images.load import Pixels
+from atp_cpp.images.prepare import prepare
+from atp_cpp.images.spec import ImageSpec
+from atp_cpp.images.views import as_tiles, views_of
+from atp_cpp.models.files import ModelFiles, image_spec_of, note_pair
+from atp_cpp.options.load import LoadOptions
+from atp_cpp.options.plan import (
     ATP,
     Budget,
     CutSpec,
@@ -30,15 +37,8 @@ from atp_cpp.config import (
     settle,
     uses_atp,
 )
-from atp_cpp.errors import AtpError, ModelError, PlanError
-from atp_cpp.forked import renew_in_children
-from atp_cpp.image_spec import ImageSpec
-from atp_cpp.images import Pixels
-from atp_cpp.load_options import LoadOptions
-from atp_cpp.model_files import ModelFiles, image_spec_of, note_pair
-from atp_cpp.preprocess import prepare
-from atp_cpp.prompts import ChatPrompt, Turn
-from atp_cpp.views import as_tiles, views_of
+from atp_cpp.prompts.prompt import ChatPrompt, Turn
+from atp_cpp.storage.forked import renew_in_children
 
 __all__ = ["Parts", "Session", "first_plan"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from atp_cpp.errors import ModelError
-from atp_cpp.sidecar import AtpSidecar
+from atp_cpp.sidecar.sidecar import AtpSidecar
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,15 +19,15 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from atp_cpp.checkpoint_names import SMALL
 from atp_cpp.convert.family import check_counts, check_origin
-from atp_cpp.convert.other_weights import (
+from atp_cpp.errors import ConvertError
+from atp_cpp.hub.checkpoint_names import SMALL
+from atp_cpp.hub.other_weights import (
     is_adapter,
     refuse_additions,
     refuse_two_sets,
     unread,
 )
-from atp_cpp.errors import ConvertError
 
 __all__ = ["Checkpoint", "TensorFile", "read_checkpoint", "read_config", "read_json_object"]
 

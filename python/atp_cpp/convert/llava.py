@@ -6,7 +6,7 @@ the files of llama.cpp's older scripts, so that a reader needs no guess:
 * every block that is used is in the file, and none that is not; ``clip.vision.feature_layer`` says
   after which block features are taken (transformers: ``vision_feature_layer``);
 * the encoder's last normalisation is left out: LLaVA takes its features before it;
-* how images are prepared is in the file (``atp.image.*``, see :mod:`atp_cpp.image_spec`).
+* how images are prepared is in the file (``atp.image.*``, see :mod:`atp_cpp.images.spec`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from conversion.base import MmprojModel
 from atp_cpp.convert.family import llava_encoder
 from atp_cpp.convert.llava_shapes import check_shapes
 from atp_cpp.errors import ConvertError
-from atp_cpp.image_spec import ImageSpec
+from atp_cpp.images.spec import ImageSpec
 
 if TYPE_CHECKING:
     from conversion.base import ModelBase

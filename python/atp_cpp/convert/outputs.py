@@ -18,8 +18,8 @@ from pathlib import Path
 from types import TracebackType
 
 from atp_cpp.errors import ConvertError
-from atp_cpp.locks import take_lock
-from atp_cpp.readable import readable_size
+from atp_cpp.storage.locks import take_lock
+from atp_cpp.storage.readable import readable_size
 
 __all__ = ["Outputs", "write_error"]
 

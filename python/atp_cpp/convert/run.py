@@ -20,8 +20,8 @@ from atp_cpp.convert.outputs import Outputs
 from atp_cpp.convert.source import fetch
 from atp_cpp.convert.worker import Job
 from atp_cpp.errors import ConvertError
-from atp_cpp.fingerprint import fingerprint_from_gguf
-from atp_cpp.sidecar import AtpSidecar
+from atp_cpp.sidecar.fingerprint import fingerprint_from_gguf
+from atp_cpp.sidecar.sidecar import AtpSidecar
 
 TEXT_TYPES = ("f32", "f16", "bf16", "q8_0", "q4_k_m", "auto")
 MMPROJ_TYPES = ("f32", "f16", "bf16", "q8_0", "auto")

@@ -127,8 +127,8 @@ def _from_hub(
             'huggingface-hub package, which is not installed; pip install "atp_cpp[convert]", '
             "which brings it and all else that converting needs"
         ) from error
-    from atp_cpp import hub_client as client
-    from atp_cpp.convert import hub
+    from atp_cpp.hub import checkpoint as hub
+    from atp_cpp.hub import client
 
     with _named_failures(repo, revision), client.quiet():
         if client.is_offline():
@@ -200,7 +200,7 @@ def _named_failures(repo: str, revision: str | None) -> Iterator[None]:
 
 
 def _gated(repo: str) -> str:
-    from atp_cpp import hub_client as client
+    from atp_cpp.hub import client
 
     token = "the token in use has no access" if client.has_token() else "no token is set"
     return (
@@ -210,7 +210,7 @@ def _gated(repo: str) -> str:
 
 
 def _not_found(repo: str) -> str:
-    from atp_cpp import hub_client as client
+    from atp_cpp.hub import client
 
     token = "the token in use has no access" if client.has_token() else "no token is set"
     return (
@@ -221,7 +221,7 @@ def _not_found(repo: str) -> str:
 
 
 def _not_cached(repo: str, revision: str | None) -> str:
-    from atp_cpp import hub_client as client
+    from atp_cpp.hub import client
 
     at = f" at revision {revision}" if revision else ""
     return (
@@ -231,7 +231,7 @@ def _not_cached(repo: str, revision: str | None) -> str:
 
 
 def _refused(repo: str, error: Any) -> str:
-    from atp_cpp import hub_client as client
+    from atp_cpp.hub import client
 
     status = getattr(error.response, "status_code", None)
     if status in (401, 403):
@@ -245,8 +245,8 @@ def _refused(repo: str, error: Any) -> str:
 
 def _broken(repo: str, error: Exception) -> str | None:
     """What to say of an error of the disk or of the connection; None for any other."""
-    from atp_cpp import hub_client as client
-    from atp_cpp.convert import hub
+    from atp_cpp.hub import checkpoint as hub
+    from atp_cpp.hub import client
 
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return (

@@ -12,7 +12,7 @@ the tokens of its file would be others than those of the checkpoint's processor:
 * the chat template: of the files that may hold one, the one that the processor reads, with what
   the processor itself writes around an image;
 * Unicode's NFC, and white space beside some tokens dropped, which some tokenizers do and llama.cpp
-  does not: keys ``NFC_KEY`` and ``STRIP_KEYS``, for :class:`atp_cpp.prompts.ChatPrompt`.
+  does not: keys ``NFC_KEY`` and ``STRIP_KEYS``, for :class:`atp_cpp.prompts.prompt.ChatPrompt`.
 """
 
 from __future__ import annotations

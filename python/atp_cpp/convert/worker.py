@@ -47,7 +47,7 @@ from atp_cpp.convert.passthrough import (
 )
 from atp_cpp.convert.quantise import QUANTISED, hollow, quantise, quantised_size
 from atp_cpp.errors import AtpError, ConvertError, ModelError
-from atp_cpp.pairing import CHECKPOINT_KEY
+from atp_cpp.models.pairing import CHECKPOINT_KEY
 
 if TYPE_CHECKING:
     from conversion.base import ModelBase

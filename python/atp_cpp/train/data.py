@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from atp_cpp.errors import AtpError, ImageError
-from atp_cpp.images import load_image
+from atp_cpp.images.load import load_image
 from atp_cpp.train.items import Item, Turn, load_items
 from atp_cpp.train.prompting import Prompting, load_processor
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import LlavaForConditionalGeneration
 
-from atp_cpp.sidecar import AtpSidecar, fingerprint_from_arrays
+from atp_cpp.sidecar.sidecar import AtpSidecar, fingerprint_from_arrays
 from atp_cpp.train.insert import AtpLlava
 from atp_cpp.train.modes import adapters
 from atp_cpp.train.options import TrainOptions

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from atp_cpp.errors import AtpError
-from atp_cpp.evaluate import load_questions
+from atp_cpp.evaluation.evaluate import load_questions
 
 IMAGE_SIGN = "<image>"  # how LLaVA's files mark the image's place in the text
 

@@ -1,0 +1,1 @@
+"""Items -> opened images, in threads, within the memory that is allowed."""

@@ -1,0 +1,219 @@
+"""One image: its bytes read once, hashed, decoded and prepared; or one line on what is wrong.
+
+Runs in any thread. Whatever happens to one image, up to running out of memory, is told in its own
+result and touches no other.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+from PIL import Image
+
+from atp_cpp.batch.load.heap import give_back
+from atp_cpp.batch.load.memory import Memory, Stopped
+from atp_cpp.batch.source.item import Item, Source
+from atp_cpp.batch.source.limits import MAX_FILE_BYTES, too_large
+from atp_cpp.errors import AtpError, ImageError
+from atp_cpp.images.load import Pixels, load_image, open_file, opened_image
+
+T = TypeVar("T")
+
+DECODING = 20  # bytes per pixel at the height of it; measured 10 (RGB) to 20 (RGBA, laid on white)
+_LARGE = 128 << 20  # bytes while decoding; what is left of them is given back to the system
+_MAX_ERROR = 1000  # characters
+
+
+@dataclass(slots=True)
+class Loaded(Generic[T]):
+    """One image, opened; or what is wrong with it.
+
+    Attributes:
+        item: what was to be opened.
+        pixels: what `prepare` made of the pixels, or uint8 [h, w, 3] without one; None with error.
+        sha256: of the file's bytes, in hex; of pixels that came as such, of "HxW:" and the pixels.
+            "" if nothing could be read.
+        stamp: of the file; see Row.
+        t_load: ms to read, decode and prepare it; waiting for other images is not in it.
+        error: one line, "" if all is well.
+    """
+
+    item: Item
+    pixels: T | None = None
+    sha256: str = ""
+    stamp: str = ""
+    t_load: float = 0.0
+    error: str = ""
+
+
+class Opener(Generic[T]):
+    """Opens items, several at a time if several threads call.
+
+    Args:
+        prepare: what is made of each item and its pixels.
+        memory: where the bytes that an image takes are booked.
+    """
+
+    def __init__(self, prepare: Callable[[Item, Pixels], T], memory: Memory) -> None:
+        self._prepare = prepare
+        self._memory = memory
+
+    def open(self, index: int, item: Item, source: Source) -> Loaded[T]:
+        """Opens one; an error of its own is in the result.
+
+        Args:
+            index: its number, for the memory.
+            item: not opened if it has an error.
+            source: the item's, or a copy of it.
+
+        Raises:
+            Stopped: the memory was stopped.
+            KeyboardInterrupt: Ctrl-C, in the main thread.
+        """
+        loaded: Loaded[T] = Loaded(item, error=item.error)
+        if item.error:
+            return loaded
+        started = time.perf_counter()
+        waited = [0.0]
+        try:
+            self._open_into(loaded, source, index, waited)
+        except (Stopped, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # plugins written in Rust panic with a BaseException
+            loaded.error = told(item.image, error)
+            self._memory.book(index, 0)
+        loaded.t_load = 1000 * (time.perf_counter() - started - sum(waited))
+        return loaded
+
+    def _open_into(
+        self, loaded: Loaded[T], source: Source, index: int, waited: list[float]
+    ) -> None:
+        """Fills in hash and pixels as they come."""
+        name = loaded.item.image
+        if isinstance(source, (Image.Image, np.ndarray)):
+            pixels = load_image(source, name=name)
+            height, width = pixels.shape[:2]
+            loaded.sha256 = _sha256(f"{height}x{width}:".encode(), pixels)
+            loaded.pixels = self._prepare(loaded.item, pixels)
+        else:
+            waited.append(self._memory.take(index, size_of(source)))
+            loaded.stamp = stamp_of(source)  # before it is read: a later change is then seen
+            data = bytes_of(source, name)
+            loaded.sha256 = _sha256(data)
+            loaded.pixels, n_bytes = self._decoded(data, loaded.item, index, waited)
+            if n_bytes > _LARGE:
+                give_back()
+        self._memory.book(index, _held_by(loaded.pixels))
+
+    def _decoded(self, data: bytes, item: Item, index: int, waited: list[float]) -> tuple[T, int]:
+        """What is made of an image, and how many bytes that took at most."""
+        name = item.image
+        with opened_image(data, name) as image:
+            n_bytes = len(data) + DECODING * image.width * image.height
+            waited.append(self._memory.take(index, n_bytes))
+            return self._prepare(item, load_image(image, name=name)), n_bytes
+
+
+def own_pixels(item: Item) -> Source:
+    """The source of an item; of pixels in memory a copy, for their owner may change them.
+
+    Raises:
+        ImageError: pixels that load_image refuses.
+    """
+    source = item.source
+    if item.error or not isinstance(source, (Image.Image, np.ndarray)):
+        return source
+    pixels = load_image(source, name=item.image)
+    return pixels.copy() if isinstance(source, np.ndarray) else pixels
+
+
+def bytes_of(source: Source, name: str) -> bytes:
+    """The encoded bytes of a file, of bytes, or of what a callable returns.
+
+    Raises:
+        ImageError: a file that cannot be read or is too large, a pipe, a device, something else.
+    """
+    data: object = source() if callable(source) else source
+    if isinstance(data, (str, os.PathLike)) and not callable(source):
+        return _read(data, name)
+    if not isinstance(data, bytes):
+        raise ImageError(f"{name}: expected the bytes of an image, got {type(data).__name__}")
+    return data
+
+
+def _read(path: str | os.PathLike[str], name: str) -> bytes:
+    with open_file(path, name, pipes=False) as stream:
+        n_bytes = os.fstat(stream.fileno()).st_size
+        if n_bytes > MAX_FILE_BYTES:
+            raise ImageError(too_large(name, n_bytes, MAX_FILE_BYTES))
+        try:
+            return stream.read(n_bytes)
+        except OSError as error:
+            raise ImageError(f"{name}: cannot be read: {error.strerror or error}") from error
+
+
+def stamp_of(source: Source) -> str:
+    """Size and time of a file, "SIZE:TIME"; "" if it is none, or not there.
+
+    Of a tar's member those in the tar.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            status = os.stat(source)
+        except (OSError, ValueError):
+            return ""
+        return f"{status.st_size}:{status.st_mtime_ns}"
+    return str(getattr(source, "stamp", ""))
+
+
+def hash_of(source: Source, name: str) -> str:
+    """SHA-256 of the bytes of a file, of a tar's member or of bytes, in hex; "" if it has none."""
+    if isinstance(source, (Image.Image, np.ndarray)):
+        return ""
+    try:
+        return _sha256(bytes_of(source, name))
+    except ImageError:
+        return ""
+
+
+def size_of(source: Source) -> int:
+    """Bytes of what an image is read from, before it is read; 0 where nobody knows."""
+    if isinstance(source, bytes):
+        return len(source)
+    if isinstance(source, np.ndarray):
+        return source.nbytes
+    if isinstance(source, (str, os.PathLike)):
+        try:
+            return min(os.stat(source).st_size, MAX_FILE_BYTES)
+        except (OSError, ValueError):
+            return 0
+    return int(getattr(source, "n_bytes", 0))
+
+
+def told(name: str, error: BaseException) -> str:
+    """What a row says of an exception: one line, the image's name in it."""
+    if isinstance(error, AtpError):
+        text = str(error)
+    elif isinstance(error, MemoryError):
+        text = f"{name}: out of memory while it was opened; scale it down, or use fewer threads"
+    else:
+        text = f"{name}: cannot be opened: {type(error).__name__}: {error}"
+    return " ".join(text.split())[:_MAX_ERROR]
+
+
+def _sha256(*parts: Any) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def _held_by(result: object) -> int:
+    """Bytes of an array, or of what says how many it has."""
+    return int(getattr(result, "n_bytes", getattr(result, "nbytes", 0)))

@@ -1,0 +1,142 @@
+"""A file of rows as Parquet: typed columns, for pandas, DuckDB, Spark and their like."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from atp_cpp.batch.output.resume import read_rows
+from atp_cpp.batch.output.rows import Row
+from atp_cpp.errors import AtpError
+
+__all__ = ["jsonl_to_parquet"]
+
+_GROUP = 10_000  # rows that are in memory at once
+
+
+def jsonl_to_parquet(
+    jsonl: str | os.PathLike[str],
+    parquet: str | os.PathLike[str],
+    *,
+    rows_per_group: int = _GROUP,
+) -> int:
+    """Writes the rows of a JSONL file, the last one of each key, as Parquet.
+
+    The columns are the fields of a row; ``parsed`` is JSON text, null where there is none. The file
+    appears under its name when it is whole, and replaces one that is there.
+
+    Args:
+        jsonl: what ``RowsFile`` wrote; it is only read.
+        parquet: the file to make.
+        rows_per_group: rows in memory at once, and in each row group.
+
+    Returns:
+        How many rows it holds.
+
+    Raises:
+        AtpError: pyarrow is missing, or one of the files cannot be read or written.
+    """
+    check_pyarrow()
+    target = Path(parquet)
+    rows = read_rows(jsonl)
+    part = ""
+    try:
+        if target.is_dir():
+            raise AtpError(f"{target} is a folder; expected a file's name for Parquet")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, part = tempfile.mkstemp(prefix=".", suffix=".parquet.part", dir=target.parent)
+        os.close(handle)
+        n_rows = _write(rows, part, rows_per_group)
+        _publish(part, target)
+    except OSError as error:
+        raise AtpError(
+            f"{target}: cannot be written: {error.strerror or error}; the rows are in "
+            f"{os.fspath(jsonl)}; name another file, or make room"
+        ) from error
+    finally:
+        if part:
+            Path(part).unlink(missing_ok=True)
+    return n_rows
+
+
+def check_pyarrow() -> None:
+    """To be asked before a long run.
+
+    Raises:
+        AtpError: pyarrow is missing.
+    """
+    try:
+        importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise AtpError(
+            f'Parquet needs pyarrow ({error}); pip install "atp_cpp[parquet]"'
+        ) from error
+
+
+def _write(rows: Iterable[Row], path: str, rows_per_group: int) -> int:
+    pyarrow: Any = importlib.import_module("pyarrow")
+    schema = _schema(pyarrow)
+    n_rows = 0
+    writer = importlib.import_module("pyarrow.parquet").ParquetWriter(path, schema)
+    try:
+        for group in _groups(rows, rows_per_group):
+            columns = [[_cell(row, name) for row in group] for name in schema.names]
+            arrays = [
+                pyarrow.array(column, type=kind)
+                for column, kind in zip(columns, schema.types, strict=True)
+            ]
+            writer.write_table(
+                pyarrow.Table.from_arrays(arrays, schema=schema), row_group_size=rows_per_group
+            )
+            n_rows += len(group)
+    finally:
+        writer.close()
+    return n_rows
+
+
+def _schema(pyarrow: Any) -> Any:
+    """Field of a row -> column type."""
+    kinds = {
+        "str": pyarrow.string(),
+        "int": pyarrow.int64(),
+        "float": pyarrow.float64(),
+        "list[int]": pyarrow.list_(pyarrow.int32()),
+        "list[list[float | None]]": pyarrow.list_(pyarrow.list_(pyarrow.float64())),
+        "Any": pyarrow.string(),
+    }
+    return pyarrow.schema([(f.name, kinds[str(f.type)]) for f in fields(Row)])
+
+
+def _cell(row: Row, name: str) -> Any:
+    value = getattr(row, name)
+    if name == "parsed":
+        return None if value is None else _clean(json.dumps(value, ensure_ascii=False))
+    return _clean(value) if isinstance(value, str) else value
+
+
+def _clean(text: str) -> str:
+    """A file name that is not valid UTF-8 cannot be in a column as it is."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _groups(rows: Iterable[Row], n: int) -> Iterator[list[Row]]:
+    stream = iter(rows)
+    while group := list(islice(stream, n)):
+        yield group
+
+
+def _publish(part: str, target: Path) -> None:
+    """Onto the disk and under its name, with the permissions of a new file."""
+    umask = os.umask(0)
+    os.umask(umask)
+    os.chmod(part, 0o666 & ~umask)
+    with open(part, "rb") as stream:
+        os.fsync(stream.fileno())
+    os.replace(part, target)

@@ -1,0 +1,211 @@
+"""Reads rows back: what an earlier run has done, and which row of a key is the last.
+
+A file of rows is only ever appended to, so a row that was made again stands there twice; the last
+one counts. Nothing here holds a file in memory: of each row its 16-byte key is kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from atp_cpp.batch.output.rows import CANCELLED, OK, Row
+from atp_cpp.errors import AtpError
+
+__all__ = ["Done", "Line", "begins_rows", "file_key", "is_row", "key_of", "lines_of", "read_rows"]
+
+_KEY_BYTES = 16
+_MAX_LINE = 1 << 26  # bytes; a longer one is no row, and is met in pieces
+_HEAD = b'{"custom_id": '  # how each of our lines begins
+_TEXTS = ("custom_id", "image", "prompt", "caption", "finish_reason", "status", "config_hash")
+
+log = logging.getLogger(__name__)
+
+
+def key_of(custom_id: str, prompt: str, config_hash: str) -> bytes:
+    """16 bytes that stand for what a row answers."""
+    text = f"{len(custom_id)},{len(prompt)}:{custom_id}{prompt}{config_hash}"
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES).digest()
+
+
+def file_key(stamp: Any, sha256: Any) -> bytes:
+    """8 bytes that stand for a file's size and time, and 8 for what is in it; b"" if unknown."""
+    if not (type(sha256) is str and sha256):
+        return b""
+    parts = (stamp if type(stamp) is str else "", sha256)
+    return b"".join(
+        hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        for text in parts
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One line of a file of rows.
+
+    Attributes:
+        number: from 1.
+        start: bytes before it.
+        raw: with its end, if it has one.
+        value: what its JSON says; None if it is none.
+    """
+
+    number: int
+    start: int
+    raw: bytes
+    value: Any
+
+
+def lines_of(stream: BinaryIO) -> Iterator[Line]:
+    """The lines of a file of rows, blank ones left out."""
+    start = 0
+    for number, raw in enumerate(iter(lambda: stream.readline(_MAX_LINE), b""), start=1):
+        if not raw.isspace():
+            try:
+                value = json.loads(raw)
+            except (ValueError, RecursionError):
+                value = None
+            yield Line(number, start, raw, value)
+        start += len(raw)
+
+
+def is_row(value: Any) -> bool:
+    """Whether this is a row of ours, as far as resuming needs to know."""
+    return isinstance(value, dict) and all(type(value.get(name)) is str for name in _TEXTS)
+
+
+def begins_rows(first: Line) -> bool:
+    """Whether the first line of a file is a row, or what is left of one."""
+    if first.value is not None:
+        return is_row(first.value)
+    return first.raw.startswith(_HEAD) or _HEAD.startswith(first.raw)
+
+
+class Done:
+    """The keys that need not be answered again.
+
+    The last row of a key counts. A failed row counts as done unless it shall be retried; one that
+    was interrupted never does.
+
+    Args:
+        retry_failed: take failed rows of earlier runs as not done.
+    """
+
+    def __init__(self, *, retry_failed: bool = False) -> None:
+        self._retry_failed = retry_failed
+        self._good: dict[bytes, bytes] = {}  # key -> of which file its row is
+        self._failed: dict[bytes, bytes] = {}
+        self._now: set[bytes] = set()  # of this run
+
+    @property
+    def n_good(self) -> int:
+        """Keys with a caption from earlier runs."""
+        return len(self._good)
+
+    @property
+    def n_failed(self) -> int:
+        """Keys that failed in earlier runs."""
+        return len(self._failed)
+
+    def count(self, row: Mapping[str, Any]) -> None:
+        """Takes in a row of an earlier run; in the order of the file."""
+        key = key_of(row["custom_id"], row["prompt"], row["config_hash"])
+        self.forget(key)
+        of_file = file_key(row.get("stamp"), row.get("sha256"))
+        if row["status"] == OK:
+            self._good[key] = of_file
+        elif row["finish_reason"] != CANCELLED:
+            self._failed[key] = of_file
+
+    def forget(self, key: bytes) -> None:
+        """What an earlier run has done of it counts no more."""
+        self._good.pop(key, None)
+        self._failed.pop(key, None)
+
+    def file_of(self, key: bytes) -> bytes:
+        """The file_key of an earlier run's row; b"" if there is none."""
+        return self._good.get(key) or self._failed.get(key) or b""
+
+    def earlier(self, key: bytes) -> bool:
+        """Whether an earlier run has done it."""
+        return key in self._good or (not self._retry_failed and key in self._failed)
+
+    def failed(self, key: bytes) -> bool:
+        """Whether what counts of earlier runs is a failure."""
+        return key in self._failed
+
+    def claim(self, key: bytes) -> bool:
+        """Takes a key on for this run; False if this run has it already."""
+        if key in self._now:
+            return False
+        self._now.add(key)
+        return True
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._now or self.earlier(key)
+
+
+def read_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
+    """The rows of a file, the last one of each key, in the order of the file.
+
+    Reads the file twice and holds about 50 bytes a row, so it takes files of any length. Lines that
+    are no rows are left out, and noted.
+
+    Raises:
+        AtpError: no such file, it cannot be read, or it holds something else.
+    """
+    name = os.fspath(path)
+    try:
+        with Path(path).open("rb", buffering=1 << 20) as stream:
+            last = _last_of_each_key(stream, name)
+            stream.seek(0)
+            yield from _chosen(stream, last, name)
+    except OSError as error:
+        raise AtpError(f"{name}: cannot be read: {error.strerror or error}") from error
+
+
+def _last_of_each_key(stream: BinaryIO, name: str) -> NDArray[np.bool_]:
+    """[n_rows], whether a row is the last of its key."""
+    keys = bytearray()
+    first = None
+    for line in lines_of(stream):
+        if first is None and not begins_rows(line):
+            raise AtpError(f"{name}: line {line.number} is no row of captions; name a file of rows")
+        first = line.number
+        if is_row(line.value):
+            row = line.value
+            keys += key_of(row["custom_id"], row["prompt"], row["config_hash"])
+    halves = np.frombuffer(bytes(keys), dtype="<u8").reshape(-1, 2)
+    order = np.lexsort((halves[:, 1], halves[:, 0]))  # stable: equal keys stay in file order
+    ordered = halves[order]
+    last = np.ones(len(halves), dtype=np.bool_)
+    last[order[:-1]] = (ordered[1:] != ordered[:-1]).any(axis=1)
+    return last
+
+
+def _chosen(stream: BinaryIO, last: NDArray[np.bool_], name: str) -> Iterator[Row]:
+    wanted = iter(last)
+    for line in lines_of(stream):
+        if not is_row(line.value):
+            log.warning("%s:%d: no row; left out", name, line.number)
+            continue
+        is_last = next(wanted, None)
+        if is_last is None:  # appended since it was read for the first time
+            return
+        if not is_last:
+            continue
+        try:
+            row = Row.from_dict(line.value)
+        except ValueError as error:
+            log.warning("%s:%d: a damaged row is left out: %s", name, line.number, error)
+            continue
+        yield row

@@ -1,0 +1,1 @@
+"""Opened images -> captions, several at once."""

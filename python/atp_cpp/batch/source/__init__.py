@@ -1,0 +1,1 @@
+"""What a user names -> items: folders, patterns, lists, tars, and shards of them."""

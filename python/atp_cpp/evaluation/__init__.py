@@ -1,0 +1,1 @@
+"""Accuracy against tokens on labelled questions."""

@@ -1,0 +1,1 @@
+"""Files of the Hugging Face hub. Everything but names imports huggingface_hub."""

@@ -1,0 +1,1 @@
+"""What a file or a caption is, for a person to read."""

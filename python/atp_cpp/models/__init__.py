@@ -1,0 +1,1 @@
+"""The files of a model, read and checked before the engine loads them."""

@@ -1,0 +1,1 @@
+"""Questions and conversations as the model's chat template has them."""

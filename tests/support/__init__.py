@@ -1,0 +1,1 @@
+"""What tests share: fixtures, fakes, twins, tiny models, laws and tolerances."""
