@@ -75,7 +75,9 @@ OPTIONS: dict[str, tuple[str, ...]] = {
     "gemma4": _GEMMA4,
     "rwkv7": _RWKV7,
     "arwkv7": (*_RWKV7, *setting(token_shift_count=1)),
-    "rwkv6qwen2": setting(token_shift_count=1),
+    "plm": setting(rope__dimension_count=64),  # half of a head has no position
+    # what it leaves out tells it from rwkv6
+    "rwkv6qwen2": (*setting(token_shift_count=1), "--without", "time_mix_first"),
 }
 # forms of an architecture that upstream's test leaves out
 EXTRA = (

@@ -1,5 +1,6 @@
 #include "prune/policy.h"
 #include "bindings/at_exit.h"
+#include "prune/plan.h"
 
 #include <pybind11/functional.h>
 #include <pybind11/numpy.h>

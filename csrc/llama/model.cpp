@@ -121,6 +121,18 @@ void add_backend(std::vector<ggml_backend_ptr> & backends, ggml_backend_dev_t de
     backends.emplace_back(backend);
 }
 
+// llama.cpp writes plm's values into the cache in a shape that it takes without flash attention only; else it aborts
+void avoid_flash_attention(const llama_model & model, ModelParams & p) {
+    if (model.arch != LLM_ARCH_PLM) {
+        return;
+    }
+    if (p.flash_attn == "on" || ggml_is_quantized(cache_type(p.type_v))) {
+        throw ModelError(p.path + ": llama.cpp runs architecture 'plm' without flash attention only; use "
+                                  "flash_attn=off and a V cache of f32, f16 or bf16");
+    }
+    p.flash_attn = "off";
+}
+
 void set_threads(ggml_backend_t backend, int32_t n_threads) {
     ggml_backend_dev_t dev = ggml_backend_get_device(backend);
     ggml_backend_reg_t reg = dev ? ggml_backend_dev_backend_reg(dev) : nullptr;
@@ -143,6 +155,7 @@ Model::Model(ModelParams params) : params_(std::move(params)), handles_(new Hand
         params_.n_threads = default_threads();
     }
     handles_->model = load(params_);
+    avoid_flash_attention(*handles_->model, params_);
 
     check_vocab(*handles_->model, params_.path);
     check_cache_types(*handles_->model, type_k(), type_v());

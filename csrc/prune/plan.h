@@ -4,10 +4,10 @@
 #pragma once
 
 #include <cstdint>
-#include <map>
 #include <string>
 #include <vector>
 
+#include "base/borders.h"
 #include "base/stage_range.h"
 #include "prune/policy.h"
 
@@ -21,12 +21,6 @@ struct Cut {
 };
 
 using Plan = std::vector<Cut>;
-
-// the borders between layers, as layer counts
-struct Borders {
-    std::vector<int32_t> legal;
-    std::map<int32_t, std::string> why_not;  // of all others
-};
 
 // throws PlanError naming the offending cut: order, range [0, n_layer), legal borders (0 is always legal), keep in
 // (0, 1], and no score asked for where nothing has been attended yet

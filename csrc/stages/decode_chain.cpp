@@ -46,7 +46,8 @@ bool DecodeChain::can_reuse() {
     // every stage must be asked: asking also binds its inputs to the new memory context
     bool all = true;
     for (size_t s = 0; s < graphs_.size(); ++s) {
-        all = graphs_[s]->can_reuse(step_request(*memories_->now[s], memories_->sched.get())) && all;
+        const GraphRequest request = step_request(*memories_->now[s], memories_->sched.get(), caches_[s]->has_guests());
+        all = graphs_[s]->can_reuse(request) && all;
     }
     return all;
 }

@@ -15,6 +15,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "base/borders.h"
 #include "base/stage_range.h"
 #include "stages/graph_request.h"
 

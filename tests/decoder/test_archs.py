@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import make_arch_models
+from atp_cpp import _core as core
 from support import arch_page, arch_sweep
 from support.arch_laws import Findings
 
@@ -59,6 +60,17 @@ def test_the_same_model_is_the_same_bytes(tmp_path):
     model = next(m for m in make_arch_models.all_models(writer) if m.name == "mamba")
     first = make_arch_models.write(writer, model, tmp_path).read_bytes()
     assert make_arch_models.write(writer, model, tmp_path).read_bytes() == first
+
+
+@pytest.mark.archs
+@pytest.mark.parametrize("options", [{"flash_attn": "on"}, {"type_v": "q8_0"}], ids=str)
+def test_plm_with_flash_attention_is_refused(tmp_path, options):
+    """llama.cpp aborts on it, so "auto" stands for off there (the table has it with "auto")."""
+    writer = make_arch_models.find_writer()
+    model = next(m for m in make_arch_models.all_models(writer) if m.name == "plm")
+    path = make_arch_models.write(writer, model, tmp_path)
+    with pytest.raises(core.ModelError, match="'plm' without flash attention only; use flash_attn"):
+        core.Engine(str(path), n_ctx=64, **options)
 
 
 def test_no_model_of_the_table_is_wrong_or_aborts():

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +125,9 @@ def main(names: list[str]) -> int:
         ThreadPoolExecutor(int(os.environ.get("ATP_ARCHS_AT_ONCE", "2"))) as pool,
     ):
         wanted = selected(names)
-        futures = {m.name: pool.submit(examine, writer, m, Path(folder)) for m in wanted}
-        for name, future in futures.items():
+        futures = {pool.submit(examine, writer, m, Path(folder)): m.name for m in wanted}
+        for future in as_completed(futures):
+            name = futures[future]
             rows[name] = future.result()
             print(name, rows[name]["result"], rows[name]["reason"], flush=True)
             write_table(rows)

@@ -2,13 +2,15 @@
 // which is compiled into this file; the depth and the weights are ours.
 //
 //   atp_arch_models --list                 one line for each configuration: architecture, dense or moe
-//   atp_arch_models ARCH KIND OUT [--layers N] [--set KEY=N] [--set KEY=N,N,...] [--scale PART=FACTOR]
+//   atp_arch_models ARCH KIND OUT [--layers N] [--set KEY=N] [--set KEY=N,N,...] [--scale PART=FACTOR] [--without PART]
 //
 // KEY is a GGUF key without the architecture's name, for whole numbers. --scale multiplies every tensor whose name
-// holds PART.
+// holds PART; --without leaves it out (one that llama.cpp takes as optional).
 #define main upstream_main
 #include "test-llama-archs.cpp"
 #undef main
+
+#include <algorithm>
 
 #include "../src/llama-model.h"
 
@@ -18,6 +20,7 @@ struct Options {
     uint32_t n_layer = 0;  // 0: upstream's
     std::vector<std::pair<std::string, std::vector<uint32_t>>> keys;
     std::vector<std::pair<std::string, float>> scales;
+    std::vector<std::string> without;
 };
 
 // the same numbers on every platform: std::normal_distribution and std::hash differ between standard libraries
@@ -41,7 +44,9 @@ class Normal {
     std::mt19937_64 generator_;
 };
 
-bool has(const std::string & name, const char * part) { return name.find(part) != std::string::npos; }
+bool has(const std::string & name, const char * part) {
+    return name.find(part) != std::string::npos;
+}
 
 // mean and spread of a tensor: products keep the size of their input, norms scale by about one
 std::pair<float, float> spread(const ggml_tensor * t) {
@@ -135,7 +140,10 @@ void write(const llm_arch arch, bool moe, const std::string & path, Options & op
     const gguf_context_ptr out(gguf_init_empty());
     gguf_set_kv(out.get(), gguf.get());
     for (const auto & [tensor_name, tensor] : model->tensors_by_name) {
-        if (gguf_find_tensor(out.get(), tensor->name) < 0) {
+        const std::string & full = tensor_name;
+        const bool left_out = std::any_of(options.without.begin(), options.without.end(),
+                                          [&](const std::string & part) { return has(full, part.c_str()); });
+        if (!left_out && gguf_find_tensor(out.get(), tensor->name) < 0) {
             gguf_add_tensor(out.get(), tensor);
         }
     }
@@ -177,6 +185,8 @@ Options parse(int argc, char ** argv) {
         const size_t at = value.find('=');
         if (option == "--layers") {
             options.n_layer = static_cast<uint32_t>(std::stoul(value));
+        } else if (option == "--without") {
+            options.without.push_back(value);
         } else if (at == std::string::npos) {
             throw std::runtime_error(option + " " + value + ": expected NAME=VALUE");
         } else if (option == "--set") {
