@@ -1,5 +1,8 @@
 #include "engine/report.h"
 
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
 #include "bindings/engine_handle.h"
 
 namespace atp::python {
