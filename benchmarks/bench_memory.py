@@ -3,7 +3,7 @@
 Same model, projector, image and number of tokens; each program runs alone, as its own process.
 llama-mtmd-cli reserves a KV cache for its whole context, ours is as long as the prompt: so it is
 measured with its default context and with one that just holds this prompt.
-Build llama-mtmd-cli from the same llama.cpp source (docs/benchmarks.md says how).
+Build llama-mtmd-cli from the same llama.cpp source (docs/results/benchmarks.md says how).
 
     python benchmarks/bench_memory.py --cli llama-mtmd-cli -m M.gguf --mmproj P.gguf --image I.png
 """

@@ -1,4 +1,4 @@
-"""The table of docs/convert.md: converted checkpoints against transformers, family by family.
+"""The table of docs/guide/convert.md: converted checkpoints against transformers, family by family.
 
     PYTHONPATH=python:tests python benchmarks/convert_parity.py        # about two minutes
 

@@ -60,4 +60,4 @@ def tiny_mmproj(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]
 
 def pytest_report_header(config: pytest.Config) -> str:
     """Say which groups of tests this run leaves out."""
-    return f"markers: {config.getoption('markexpr') or 'all'} (docs/build.md, Tests and checks)"
+    return f"markers: {config.getoption('markexpr') or 'all'} (CONTRIBUTING.md, Tests and checks)"

@@ -7,8 +7,9 @@ import threading
 import numpy as np
 import pytest
 
-from atp_cpp import Captioner, SamplingConfig
+from atp_cpp import Captioner, CutSpec, SamplingConfig
 from atp_cpp.errors import AtpError, ModelError
+from atp_cpp.options.plan import plan_text
 from support.resident import growth, needs_proc
 
 
@@ -41,6 +42,32 @@ def test_real_pruning_counts_and_cache(tiny_captioner, scene):
     again = tiny_captioner.caption(scene, sampling=draw)
     assert again.text == whole.text
     assert again.report.kv_bytes == whole.report.kv_bytes
+
+
+def left_half(tokens):
+    return [int(i) for i, x in zip(tokens["index"], tokens["x"], strict=True) if x < 4]
+
+
+def best_quarter(tokens):
+    """fastv with keep=0.25, written by a user."""
+    best = np.argsort(-tokens["score"], kind="stable")[:16]
+    return sorted(int(tokens["index"][i]) for i in best)
+
+
+def test_a_function_of_the_user_runs_everywhere(tiny_captioner, scene, pixels):
+    draw = SamplingConfig(n_predict=6)
+    plan = [CutSpec(2, left_half), CutSpec(4, best_quarter, needs="last_row")]
+    alone = [tiny_captioner.caption(image, policy=plan, sampling=draw) for image in (scene, pixels)]
+    assert [list(c.report.n_kept) for c in alone] == [[32, 16]] * 2
+    assert all(i % 8 < 4 for c in alone for i in c.report.kept[0])
+    rows = list(tiny_captioner.caption_many([scene, pixels], policy=plan, sampling=draw))
+    assert [row.caption for row in rows] == [c.text for c in alone]
+    assert {row.policy for row in rows} == {plan_text(plan)}
+    named = ["grid:keep=0.5,after=2", "fastv:keep=0.25,after=4"]
+    assert (
+        rows[0].config_hash
+        != next(iter(tiny_captioner.caption_many([scene], policy=named, sampling=draw))).config_hash
+    )
 
 
 def test_real_unpruned_cut_changes_nothing(tiny_captioner, scene):

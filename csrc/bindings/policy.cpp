@@ -41,15 +41,29 @@ py::dict to_dict(const PolicyInput & in) {
     return d;
 }
 
+constexpr std::pair<const char *, ScoreKind> score_kinds[] = {
+    {"none", ScoreKind::none}, {"last_row", ScoreKind::last_row}, {"atp", ScoreKind::atp}};
+
 ScoreKind score_kind(const std::string & name) {
-    const std::pair<const char *, ScoreKind> kinds[] = {
-        {"none", ScoreKind::none}, {"last_row", ScoreKind::last_row}, {"atp", ScoreKind::atp}};
-    for (const auto & [known, kind] : kinds) {
+    for (const auto & [known, kind] : score_kinds) {
         if (name == known) {
             return kind;
         }
     }
     throw PlanError("needs must be none, last_row or atp, got '" + name + "'");
+}
+
+// name -> what the policy asks for, in the order of the table
+py::dict policy_facts() {
+    py::dict out;
+    for (const std::string & name : policy_names()) {
+        for (const auto & [known, kind] : score_kinds) {
+            if (find_policy(name).needs == kind) {
+                out[py::str(name)] = known;
+            }
+        }
+    }
+    return out;
 }
 
 Policy from_callable(const py::function & fn, ScoreKind needs) {
@@ -114,7 +128,8 @@ void register_policy(py::module_ & m) {
             return "Cut(after=" + std::to_string(c.after) + ", policy='" + c.policy.name +
                    "', keep=" + std::to_string(c.keep) + ")";
         });
-    m.def("policy_names", &policy_names, "Names that Cut accepts.");
+    m.def("policy_facts", &policy_facts,
+          "The policies that Cut takes by name -> the scores each needs, as `needs` has it.");
     m.def("run_policy", &run_policy, py::arg("name"), py::kw_only(), py::arg("score"), py::arg("live"),
           py::arg("grids"), py::arg("keep"), py::arg("seed") = 0,
           "One policy on plain arrays, without a model: keep list (ascending image-token indices) among `live`.");

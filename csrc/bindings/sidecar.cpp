@@ -43,7 +43,7 @@ void register_sidecar(py::module_ & m) {
     register_module(m);
     using W = AtpWeights;
     const auto word = [](const char * const * names, auto value) { return names[static_cast<size_t>(value)]; };
-    py::class_<W>(m, "AtpWeights", "A sidecar as the engine reads it; see docs/sidecar.md.")
+    py::class_<W>(m, "AtpWeights", "A sidecar as the engine reads it; see docs/design/sidecar.md.")
         .def_readonly("path", &W::path)
         .def_readonly("name", &W::name)
         .def_readonly("arch", &W::arch)

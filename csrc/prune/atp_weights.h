@@ -1,4 +1,4 @@
-// The trained ATP modules of one model as plain numbers: what a sidecar file holds (docs/sidecar.md).
+// The trained ATP modules of one model as plain numbers: what a sidecar file holds (docs/design/sidecar.md).
 //
 // Knows no ggml, no file and no model. load_sidecar (sidecar.h) fills it and vouches for every range written here;
 // atp_head computes with it. Matrices are [n_out][n_in], the input running fastest.

@@ -1,4 +1,4 @@
-// The sidecar file: trained ATP modules in GGUF (docs/sidecar.md), and whether they belong to a model.
+// The sidecar file: trained ATP modules in GGUF (docs/design/sidecar.md), and whether they belong to a model.
 //
 // Checks the same rules as atp_cpp.sidecar.rules. Throws ModelError naming the field, what was expected
 // and what came. Runs nothing: that is atp_head's.

@@ -1,7 +1,7 @@
 """The laws on every architecture of llama.cpp, and the table of what holds: see arch_sweep.py.
 
-The marked part needs the program atp_arch_models (docs/build.md). ATP_ARCHS_AT_ONCE: so many models
-are examined at once, 2 unless said otherwise.
+The marked part needs the program atp_arch_models (CONTRIBUTING.md). ATP_ARCHS_AT_ONCE: so many
+models are examined at once, 2 unless said otherwise.
 """
 
 import os

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from atp_cpp._core import policy_names
+from atp_cpp._core import policy_facts
 from atp_cpp.errors import AtpError, PlanError
 from atp_cpp.options.plan import (
     POLICIES,
@@ -22,7 +22,7 @@ ALL = list(range(1, 12))  # legal cuts of a model of 12 layers
 
 
 def test_policies_are_the_engines():
-    assert (*policy_names(), "atp") == POLICIES
+    assert (*policy_facts(), "atp") == POLICIES
     assert set(POLICIES) >= {"none", "random", "grid", "fastv"}
 
 
@@ -192,3 +192,30 @@ def test_sampling_refuses(field, value):
 def test_sampling_defaults_are_greedy():
     assert SamplingConfig().temp == 0.0
     assert SamplingConfig(n_predict=1, temp=1.0, top_k=0, top_p=1.0, min_p=0.0).n_predict == 1
+
+
+def left_half(tokens):
+    return [int(i) for i, x in zip(tokens["index"], tokens["x"], strict=True) if x < 4]
+
+
+def test_a_function_is_a_policy():
+    cut = CutSpec(4, left_half)
+    assert cut.name.endswith("test_plan.left_half")
+    assert str(cut) == f"{cut.name}:after=4"
+    assert plan_text(parse_plan([cut])) == str(cut)
+    assert settle([CutSpec(0.5, left_half)], 8, range(1, 8))[0].after == 4
+
+
+@pytest.mark.parametrize(
+    ("make", "why"),
+    [
+        (lambda: CutSpec(4, left_half, keep=0.5), "a function decides how much it keeps"),
+        (lambda: CutSpec(4, left_half, needs="all"), "none, last_row, atp"),
+        (lambda: CutSpec(0, left_half, needs="last_row"), "none before the first layer"),
+        (lambda: CutSpec(4, "grid", needs="last_row"), "needs is for functions"),
+        (lambda: CutSpec(4, 7), "unknown policy 7"),
+    ],
+)
+def test_functions_that_cannot_be(make, why):
+    with pytest.raises(PlanError, match=why):
+        make()

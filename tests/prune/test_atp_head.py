@@ -87,7 +87,7 @@ def test_features_do_not_depend_on_order_and_have_one_width():
 
 
 def test_the_grids_are_not_nested():
-    """docs/policies.md tells these counts: each stride has its own centred offset."""
+    """docs/guide/policies.md tells these counts: each stride has its own centred offset."""
     strides = (2, 3, 4, 6, 8, 12)
     scores = np.array(
         [core.atp_spatial_score(*divmod(i, 24), grid=(24, 24), strides=strides) for i in range(576)]

@@ -30,7 +30,7 @@ def random_case(seed):
 
 
 def test_names():
-    assert tuple(core.policy_names()) == POLICIES
+    assert tuple(core.policy_facts()) == POLICIES
     with pytest.raises(core.PlanError, match="unknown policy 'fast': expected one of none, random"):
         core.Cut(2, "fast")
     with pytest.raises(core.PlanError, match="a name or a callable, got 3"):

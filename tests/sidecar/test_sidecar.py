@@ -14,7 +14,7 @@ from atp_cpp import _core as core
 from atp_cpp.sidecar.sidecar import AtpSidecar
 from support.sidecar_files import ARR, F32, I32, STR, U32, encode, example, keys_of, tensors_of
 
-DOCS = Path(__file__).resolve().parents[2] / "docs" / "sidecar.md"
+DOCS = Path(__file__).resolve().parents[2] / "docs" / "design" / "sidecar.md"
 
 OTHERS = {
     "as it is": {},
@@ -85,7 +85,7 @@ def test_the_file_is_what_the_schema_says(tmp_path):
 
 
 def test_the_docs_name_every_key_and_tensor():
-    """docs/sidecar.md has a row for each, with the type it has in the file."""
+    """docs/design/sidecar.md has a row for each, with the type it has in the file."""
     types = {
         STR: "str",
         U32: "u32",

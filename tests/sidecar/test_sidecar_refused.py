@@ -1,4 +1,4 @@
-"""Files that break a rule of docs/sidecar.md: each is refused by name, and nothing aborts."""
+"""Files that break a rule of docs/design/sidecar.md: each is refused by name, none aborts."""
 
 import math
 import struct

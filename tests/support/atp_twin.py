@@ -1,6 +1,6 @@
 """One ATP module once more, in NumPy and plain Python, written from its definition.
 
-``docs/policies.md`` has the formulas. Arrays run over the live image tokens of all images.
+``docs/guide/policies.md`` has the formulas. Arrays run over the live image tokens of all images.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ def example(**changes: Any) -> AtpSidecar:
 
 
 def keys_of(s: AtpSidecar) -> Keys:
-    """What docs/sidecar.md says the file of this sidecar holds."""
+    """What docs/design/sidecar.md says the file of this sidecar holds."""
     atp = "adapter.atp."
     return {
         "general.architecture": (STR, s.arch),

@@ -69,7 +69,7 @@ def config_hash(
         "model": of(model),
         "mmproj": of(mmproj),
         "atp": of(atp) if atp is not None and uses_atp(plan) else None,
-        "plan": [asdict(cut) for cut in plan],
+        "plan": [_cut_key(cut) for cut in plan],
         "sampling": sampling.facts(),
         "flash_attn": flash_attn,
         "type_k": type_k,
@@ -133,3 +133,11 @@ def _parts(path: Path) -> list[Path]:
         return [path]
     stem, n_parts = path.name[: match.start()], int(match[2])
     return [path.with_name(f"{stem}-{i:05d}-of-{match[2]}.gguf") for i in range(1, n_parts + 1)]
+
+
+def _cut_key(cut: CutSpec) -> dict[str, object]:
+    """What a cut adds to the key; a function stands by its name, and only functions have needs."""
+    key = {**asdict(cut), "policy": cut.name}
+    if cut.name == cut.policy:
+        del key["needs"]
+    return key

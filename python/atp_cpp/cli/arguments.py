@@ -290,7 +290,7 @@ def open_captioner(
     if args.n_gpu_layers > 0 and all(device == "CPU" for device in captioner.info.devices):
         output.note(
             f"note: -ngl {args.n_gpu_layers} does nothing, for this build finds no accelerator; "
-            "docs/build.md says how to build with one"
+            "docs/guide/install.md says how to build with one"
         )
     return captioner
 

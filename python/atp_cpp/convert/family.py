@@ -131,7 +131,7 @@ def check_supported(config: Mapping[str, Any], *, text: bool, vision: bool) -> N
         )
     raise ConvertError(
         f"{name} is neither a LLaVA model nor one that this version of llama.cpp converts; "
-        "docs/convert.md lists the families"
+        "docs/guide/convert.md lists the families"
     )
 
 

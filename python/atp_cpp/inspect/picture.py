@@ -63,7 +63,7 @@ def render(
         for g in mine:
             view = views[g] if views else None
             if view is None or view.box is not None:
-                title = f"after layer {cut.after}, {cut.policy}"
+                title = f"after layer {cut.after}, {cut.name}"
                 panels.append(_panel(small, pixels.shape, report, k, g, view, title))
     return sheet(panels)
 

@@ -3,7 +3,7 @@
 llama.cpp's converter passes over keywords that it does not know, so that a run would only find out
 from its results. Here a schema is read against a list of what is enforced, and written anew: with
 references to one place, types one by one, ranges of integers with both ends, and patterns that
-cannot leave a JSON string. The list is in ``docs/batch.md``.
+cannot leave a JSON string. The list is in ``docs/guide/json-answers.md``.
 """
 
 from __future__ import annotations

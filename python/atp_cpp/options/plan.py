@@ -7,25 +7,28 @@ several cuts. ``atp[:budget=F|N]`` stands for all cuts of a sidecar. Knows nothi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from atp_cpp._core import Cut, policy_names
+from atp_cpp._core import Cut, policy_facts
 from atp_cpp.errors import PlanError
 from atp_cpp.options.sampling import SamplingConfig as SamplingConfig
 
 ATP = "atp"  # the policy whose cuts a sidecar brings
-POLICIES = (*policy_names(), ATP)
+_NEEDS = policy_facts()  # name -> the scores it needs
+POLICIES = (*_NEEDS, ATP)
+NEEDS = ("none", "last_row", ATP)  # what a function may ask for
 DEFAULT_AFTER = 2  # FastV's K
 DEFAULT_KEEP = 0.5  # FastV's R = 50 %
 
-_NEEDS_SCORE = ("fastv",)
 _KEYS = ("after", "keep", "seed")
 _ATP_KEYS = ("budget",)
 
 Budget: TypeAlias = "float | int"
+# arrays over the live image tokens -> the image-token indices that stay, ascending
+PolicyFunction: TypeAlias = "Callable[[dict[str, Any]], Sequence[int]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,23 +38,40 @@ class CutSpec:
     Attributes:
         after: layers run before the cut: a count (0 is before the first layer), or a fraction of
             the depth in (0, 1), rounded. Of atp the sidecar's, known after :func:`settle`.
-        policy: who chooses: none, random, grid, fastv or atp.
-        keep: fraction of each image's original tokens that lives on, in (0, 1].
+        policy: who chooses: none, random, grid, fastv or atp; or a function of yours, which takes
+            a dict of arrays over the live image tokens (index, image, y, x, and what `needs` adds)
+            and returns the image-token indices that stay, ascending, at least one of each image.
+            Rows name the function by its module and name: give a changed function another name.
+        keep: fraction of each image's original tokens that lives on, in (0, 1]. A function decides
+            this itself.
         seed: for policies that draw.
         budget: of atp: image tokens in the mean over layers, as a fraction of the prompt's (float
             in (0, 1]) or a count (int, at least 2). None: the learned thresholds alone decide.
+        needs: of a function: "none", "last_row" (`score`, the attention from the prompt's last row)
+            or "atp" (`self_sum`, `cross`, `n_visible`). A named policy knows what it needs.
     """
 
     after: int | float
-    policy: str
+    policy: str | PolicyFunction
     keep: float = 1.0
     seed: int = 0
     budget: Budget | None = None
+    needs: str = "none"
 
     def __post_init__(self) -> None:
         """Raises PlanError naming the field that cannot be."""
-        if self.policy not in POLICIES:
-            raise PlanError(f"unknown policy {self.policy!r}; there are {', '.join(POLICIES)}")
+        if callable(self.policy):
+            if self.keep != 1.0 or self.needs not in NEEDS:
+                raise PlanError(
+                    f"{self}: a function decides how much it keeps (leave keep out), and needs one "
+                    f"of {', '.join(NEEDS)}; got keep={self.keep:g}, needs={self.needs!r}"
+                )
+        elif self.policy not in POLICIES:
+            raise PlanError(
+                f"unknown policy {self.policy!r}; there are {', '.join(POLICIES)}, and functions"
+            )
+        elif self.needs != "none":
+            raise PlanError(f"{self}: needs is for functions; {self.policy} knows what it needs")
         if self.budget is not None:
             _check_budget(self.budget)
             if self.policy != ATP:
@@ -75,16 +95,27 @@ class CutSpec:
             raise PlanError(
                 f"{self}: policy none keeps everything; choose another policy or leave keep out"
             )
-        if self.policy in _NEEDS_SCORE and self.after == 0:
+        if self.after == 0 and _NEEDS.get(self.name, self.needs) != "none":
             raise PlanError(
-                f"{self}: {self.policy} needs attention scores, and there are none before the "
+                f"{self}: {self.name} needs attention scores, and there are none before the "
                 "first layer; cut after at least 1 layer"
             )
         if not 0 <= self.seed < 2**64:
             raise PlanError(f"{self}: seed must lie in 0 … 2^64 - 1")
 
+    @property
+    def name(self) -> str:
+        """The policy's name; of a function its module and name."""
+        if callable(self.policy):
+            kind = type(self.policy)
+            named = self.policy if hasattr(self.policy, "__qualname__") else kind
+            return f"{named.__module__}.{named.__qualname__}"
+        return self.policy
+
     def __str__(self) -> str:
-        """The text form, as parse_policy reads it."""
+        """The text form, as parse_policy reads it; of a function its name and place."""
+        if callable(self.policy):
+            return f"{self.name}:after={self.after:g}"
         if self.policy == ATP:
             return ATP if self.budget is None else f"{ATP}:budget={self.budget}"
         seed = f",seed={self.seed}" if self.seed else ""
@@ -299,7 +330,7 @@ def resolve(plan: Sequence[CutSpec], n_layer: int, legal_cuts: Sequence[int]) ->
     Not for atp: its cuts come from the engine, which holds the sidecar (``Engine.atp_plan``).
     """
     return [
-        Cut(int(cut.after), cut.policy, cut.keep, cut.seed)
+        Cut(int(cut.after), cut.policy, cut.keep, cut.seed, needs=cut.needs)
         for cut in settle(plan, n_layer, legal_cuts)
     ]
 

@@ -1,4 +1,4 @@
-"""A sidecar as a GGUF file, see docs/sidecar.md. The gguf package writes, the engine reads."""
+"""A sidecar as a GGUF file (docs/design/sidecar.md): the gguf package writes, the engine reads."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Field name -> value of the sidecar in a GGUF file, read as the engine does.
 
     Raises:
-        ModelError: not a sidecar, damaged, or against a rule of docs/sidecar.md.
+        ModelError: not a sidecar, damaged, or against a rule of docs/design/sidecar.md.
     """
     weights = load_sidecar(os.fspath(path))
     values = {

@@ -1,4 +1,4 @@
-"""The rules a sidecar must meet (docs/sidecar.md): names, ranges, tensors and their shapes.
+"""The rules a sidecar must meet (docs/design/sidecar.md): names, ranges, tensors and their shapes.
 
 The engine checks the same rules when it loads the GGUF file (csrc/sidecar/sidecar.cpp).
 """
@@ -51,7 +51,7 @@ def check_sidecar(sidecar: SidecarFields, source: str) -> None:
 
 
 class _Check:
-    """The rules of docs/sidecar.md, each failure naming the file, the field and both sides."""
+    """The rules of docs/design/sidecar.md; a failure names the file, the field and both sides."""
 
     def __init__(self, source: str) -> None:
         self._source = source

@@ -1,6 +1,6 @@
 """What a sidecar holds: its fields, and the names that some of them are chosen from.
 
-``docs/sidecar.md`` is the schema in words; ``atp_cpp.sidecar.rules`` holds the rules.
+``docs/design/sidecar.md`` is the schema in words; ``atp_cpp.sidecar.rules`` holds the rules.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The sidecar: trained ATP modules of one model, in memory, in a folder and in a GGUF file.
 
-``docs/sidecar.md`` is the schema. A folder (``atp.json`` + ``atp.npz``) is what training writes,
-the GGUF file is what the engine loads. Knows no PyTorch and does not run anything.
+``docs/design/sidecar.md`` is the schema. A folder (``atp.json`` + ``atp.npz``) is what training
+writes, the GGUF file is what the engine loads. Knows no PyTorch and does not run anything.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class AtpSidecar(SidecarFields):
     """
 
     def validate(self, source: str = "sidecar") -> None:
-        """Checks every field and tensor against docs/sidecar.md.
+        """Checks every field and tensor against docs/design/sidecar.md.
 
         Args:
             source: the file's name, for messages.
@@ -71,7 +71,7 @@ class AtpSidecar(SidecarFields):
         """Reads a GGUF file as the engine does.
 
         Raises:
-            ModelError: not a sidecar, damaged, or against a rule of docs/sidecar.md.
+            ModelError: not a sidecar, damaged, or against a rule of docs/design/sidecar.md.
         """
         return AtpSidecar(**sidecar_gguf.read(path))
 
