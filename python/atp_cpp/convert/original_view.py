@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from atp_cpp.convert.class_names import name_by_type
+from atp_cpp.convert.next_layers import tensor_names
 from atp_cpp.convert.original_llava import (
+    has_tower,
     hf_config,
     is_original,
     known_tower,
@@ -69,7 +71,10 @@ def _lay_out(folder: Path, config: dict[str, Any], tower: str, view: Path) -> No
     safe = any(folder.glob("model*.safetensors"))
     stem, suffix = ("model", ".safetensors") if safe else ("pytorch_model", ".bin")
     file = f"{stem}-vision-tower{suffix}"
-    names = _write_tower(Path(tower), view / file) if tower else []
+    # of one PyTorch file without an index the names are not known: a tower in it is read later, and
+    # so takes the place of this one's tensors
+    inside = has_tower(list(tensor_names(folder)))
+    names = _write_tower(Path(tower), view / file) if tower and not inside else []
     for index in indices:
         content = json.loads(index.read_text(encoding="utf-8"))
         if index.name == f"{stem}{suffix}.index.json":
