@@ -64,7 +64,7 @@ class _Target:
         """All of them."""
         return (self.text, self.mmproj, *(() if self.sidecar is None else (self.sidecar,)))
 
-    def job(self, checkpoint: Checkpoint, parts: Mapping[Path, Path], tower: str) -> Job:
+    def job(self, checkpoint: Checkpoint, parts: Mapping[Path, Path], tower: str = "") -> Job:
         """The worker's share, written to the files' stand-ins."""
         return Job(
             folder=str(checkpoint.folder),
