@@ -64,7 +64,7 @@ class _Target:
         """All of them."""
         return (self.text, self.mmproj, *(() if self.sidecar is None else (self.sidecar,)))
 
-    def job(self, checkpoint: Checkpoint, parts: Mapping[Path, Path], tower: str = "") -> Job:
+    def job(self, checkpoint: Checkpoint, parts: Mapping[Path, Path]) -> Job:
         """The worker's share, written to the files' stand-ins."""
         return Job(
             folder=str(checkpoint.folder),
@@ -75,8 +75,6 @@ class _Target:
             stored_type=stored_type(checkpoint) if checkpoint.tensors else "f32",
             mmproj_out=str(parts[self.mmproj]),
             mmproj_type=self.mmproj_type,
-            checkpoint_id=checkpoint_id(checkpoint),
-            tower=tower,
         )
 
 
@@ -107,7 +105,7 @@ class _Request:
             files = []
             if self.atp is not None and target.sidecar is not None:
                 files.append(_sidecar(self.atp, target.sidecar, parts[target.sidecar], None))
-            job = target.job(checkpoint, parts, self._tower(checkpoint))
+            job = self._job(target, checkpoint, parts, self._tower(checkpoint))
             return (*_converted(target, job, _plan(job, self.verbose)), *files)
 
     def look(self, folder: Path, name: str) -> None:
@@ -125,7 +123,7 @@ class _Request:
         if self.atp is not None:
             AtpSidecar.load_dir(self.atp)
         parts = {path: path for path in target.paths}
-        job = target.job(checkpoint, parts, self._tower(checkpoint))
+        job = self._job(target, checkpoint, parts, self._tower(checkpoint))
         with Child(replace(job, config_only=True), verbose=self.verbose) as child:
             for _ in child.events():
                 pass
@@ -140,12 +138,18 @@ class _Request:
         tower = self._tower(checkpoint)
         with outputs:
             parts = {path: outputs.part(path) for path in target.paths}
-            job = target.job(checkpoint, parts, tower)
+            job = self._job(target, checkpoint, parts, tower)
             files = _converted(target, job, _write(job, outputs, self.verbose, on_progress))
             if self.atp is not None and target.sidecar is not None:
                 text = parts[target.text]
                 files.append(_sidecar(self.atp, target.sidecar, parts[target.sidecar], text))
             return tuple(files)
+
+    def _job(
+        self, target: _Target, checkpoint: Checkpoint, parts: Mapping[Path, Path], tower: str
+    ) -> Job:
+        known = checkpoint_id(checkpoint)
+        return replace(target.job(checkpoint, parts), checkpoint_id=known, tower=tower)
 
     def _tower(self, checkpoint: Checkpoint) -> str:
         """The folder of the vision tower, fetched if it has to be; "" where there is no need."""
