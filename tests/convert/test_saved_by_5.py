@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from atp_cpp.convert.run import convert_hf
-from atp_cpp.inspect_file import inspect_file
-from hf_models import IMAGES, ROPE, TEXT
-from tiny_tokenizers import write_tokenizer
+from atp_cpp.inspect.file import inspect_file
+from support.hf_models import IMAGES, ROPE, TEXT
+from support.tiny_tokenizers import write_tokenizer
 
 pytestmark = pytest.mark.torch
 

@@ -10,9 +10,9 @@ from atp_cpp import ConvertError
 from atp_cpp.convert import original_llava
 from atp_cpp.convert.original_llava import hf_config, is_original, preprocessor
 from atp_cpp.convert.run import convert_hf
-from atp_cpp.image_spec import ImageSpec
-from hf_llava import write_llava
-from original_llava import write_original
+from atp_cpp.images.spec import ImageSpec
+from support.hf_llava import write_llava
+from support.original_llava import write_original
 
 CONFIG = {
     "architectures": ["LlavaLlamaForCausalLM"],
