@@ -72,12 +72,13 @@ class ChatPrompt:
                 and a note says so.
             bos: text of the beginning-of-sequence token.
             eos: text of the end-of-sequence token.
-            add_bos: whether the tokeniser puts that token in front by itself; then the template's
-                own is taken off, so that there are not two.
+            add_bos: whether the tokeniser puts the beginning-of-sequence token in front. Then the
+                token that the template writes is removed, so that the prompt begins with one only.
             marker: the engine's media marker.
-            nfc: whether prompts are composed (Unicode's NFC), as the model's own tokeniser would.
-            lstrip: tokens which white space to their left belongs to, in that tokeniser.
-            rstrip: likewise to their right.
+            nfc: whether the characters of prompts are composed (Unicode's NFC), as the model's own
+                tokeniser composes them.
+            lstrip: tokens of the model's tokeniser that swallow the white space on their left.
+            rstrip: tokens of the model's tokeniser that swallow the white space on their right.
 
         Raises:
             ModelError: the template is not valid Jinja.
