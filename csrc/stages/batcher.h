@@ -1,7 +1,7 @@
 // Rows -> llama.cpp batches, and hidden states -> tensors and back.
 //
 // A batch holds rows of one kind only (tokens, or embeddings). Positions may have gaps; llama.cpp's allocator accepts
-// gaps only for models with at least two positions a token, so the allocator is told so. Knows no policy. Throws
+// gaps only with at least two positions a token, so it is told this number at least. Knows no policy. Throws
 // StageError.
 #pragma once
 
