@@ -20,7 +20,8 @@ int32_t floor_divide(double a, double b) {
 }
 
 // of `current` cells, the number on each side that an image of length `own`, scaled by `scale`, does not cover; these
-// cells are cut off. As with int(round(x, 7)) in Python, a value up to 0.5e-7 below a whole number counts as that number
+// cells are cut off. As with int(round(x, 7)) in Python, a value up to 0.5e-7 below a whole number counts as that
+// number
 int32_t cells_beside(int32_t current, double own, double scale) {
     const auto covered = static_cast<int32_t>(std::floor(own * scale + 0.5e-7));
     return (current - covered) / 2;

@@ -370,9 +370,8 @@ def _with_tags(turned: Image.Image, image: Image.Image) -> Image.Image:
 class _PillowQuiet:
     """Hides Pillow's warnings on odd metadata, and on sizes, which check_size judges.
 
-    Python has one list of warning filters for all threads. So the first thread that enters changes
-    the list, and the last thread that leaves restores it. If each thread restored the list, it
-    would remove the filter of the other threads.
+    Python has one list of filters for all threads. So the first thread that enters changes the list
+    and the last one that leaves restores it: an earlier restore would take it from the others.
     """
 
     def __init__(self) -> None:

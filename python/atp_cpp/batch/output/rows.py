@@ -227,7 +227,7 @@ def failed_row(
         custom_id: the caller's name of the image; the name `image` if not given.
         sha256: SHA-256 of the image's bytes; "" if the bytes were not read.
         stamp: "BYTES:NANOSECONDS", size and time of the image's file; "" if the image is no file.
-        t_load: ms to open the image; 0 if the image could not be opened.
+        t_load: ms to open the image, or to try to open it.
         config_hash: hash of everything that can change a caption; "" if the run makes no hash.
     """
     return Row(
