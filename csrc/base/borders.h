@@ -11,7 +11,7 @@ namespace atp {
 // the borders between layers, as layer counts
 struct Borders {
     std::vector<int32_t> legal;
-    std::map<int32_t, std::string> why_not;  // of all others
+    std::map<int32_t, std::string> why_not;  // the reasons for all other borders
 };
 
 }  // namespace atp

@@ -1,7 +1,7 @@
 // Asking the caller, now and then, whether to go on.
 //
-// poll() may take a lock in the caller's language, so it is asked at most every 100 ms. It must not throw: what it has
-// to say is kept by the caller and raised after the engine has unwound with Cancelled.
+// poll() may take a lock in the caller's language, so it is called at most every 100 ms. poll() must not throw: the
+// caller stores an exception and raises it after the engine has unwound with Cancelled.
 #pragma once
 
 #include <chrono>

@@ -8,7 +8,7 @@ namespace atp {
 
 class Utf8State {
   public:
-    // false: no valid text goes on like this; the state is then of no use
+    // false: the text is not the front of valid UTF-8; the state cannot be used any more
     bool push(const std::string & bytes) {
         for (const char byte : bytes) {
             if (!push(static_cast<uint8_t>(byte))) {
@@ -18,7 +18,7 @@ class Utf8State {
         return true;
     }
 
-    bool is_whole() const { return n_missing_ == 0; }  // no character is begun and not ended
+    bool is_whole() const { return n_missing_ == 0; }  // no character is incomplete
 
   private:
     bool push(uint8_t byte) {

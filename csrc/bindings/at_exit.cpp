@@ -13,7 +13,7 @@ struct Calls {
     std::mutex mutex;
     std::condition_variable changed;
     int n_inside = 0;       // calls of the engine
-    int n_in_callback = 0;  // those of them that run what a caller handed in
+    int n_in_callback = 0;  // calls among them that run a caller's callback
     bool ending = false;
     std::thread::id ender;
 };
@@ -31,9 +31,9 @@ void count(int Calls::* what, int by) {
     all.changed.notify_all();
 }
 
-// false: some are still inside after `seconds`, or all that are run what callers handed in for `callback_seconds`
+// false: calls still compute after `seconds`, or all calls that are left run callbacks for `callback_seconds`
 bool end_calls(double seconds, double callback_seconds) {
-    const py::gil_scoped_release release;  // those who leave need the GIL
+    const py::gil_scoped_release release;  // calls that leave need the GIL
     Calls & all = calls();
     std::unique_lock<std::mutex> lock(all.mutex);
     all.ending = true;
@@ -49,7 +49,7 @@ bool end_calls(double seconds, double callback_seconds) {
         if (!all.changed.wait_until(lock, deadline, none_computes)) {
             return false;
         }
-        // in a callback; it may come back or wait for ever
+        // all calls that are left run callbacks; a callback may return or wait for ever
         if (!all.changed.wait_until(lock, for_seconds(callback_seconds),
                                     [&] { return none_is_inside() || !none_computes(); })) {
             return false;
@@ -58,7 +58,7 @@ bool end_calls(double seconds, double callback_seconds) {
     return true;
 }
 
-// the threads that were inside are the parent's
+// in a forked child: the threads of the counted calls exist in the parent only
 void forget_calls() {
     Calls & all = calls();
     new (&all) Calls;

@@ -1,8 +1,9 @@
 // The end of the program, while other threads are inside the engine.
 //
-// Python ends daemon threads by unwinding them when they next ask for the GIL; through C++ frames that is an abort. And
-// C++ destroys the engine's globals under whoever still computes. So before Python ends, end_calls() asks all calls to
-// stop and waits until they have left. From then on another thread that comes in is ended as by sys.exit().
+// Python ends daemon threads by unwinding their stacks when they next ask for the GIL; with C++ frames on the stack,
+// the process aborts. And C++ destroys the engine's globals while other threads still compute. So before Python ends,
+// end_calls() asks all calls to stop and waits until they have left. From then on, a thread that calls the engine ends
+// as by sys.exit().
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -25,7 +26,7 @@ class WithoutGil {
     PyThreadState * state_;
 };
 
-// with the GIL, inside such a call, to run what a caller handed in
+// with the GIL, inside such a call, while a caller's callback runs
 class InCallback {
   public:
     InCallback();
@@ -40,7 +41,7 @@ class InCallback {
 // whether the program ends and this thread is not the one that ends it
 bool must_leave();
 
-// raises SystemExit, which ends a thread without a word
+// raises SystemExit, which ends a thread without a message
 [[noreturn]] void leave();
 
 void register_at_exit(py::module_ & m);

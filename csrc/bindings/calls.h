@@ -16,7 +16,8 @@ namespace atp::python {
 
 namespace py = pybind11;
 
-// holds an object for one call; a second call, from another thread or from a callback, is refused. Made under the GIL
+// reserves an object for one call; a second call, from another thread or from a callback, is refused. Construct it with
+// the GIL
 class OneCall {
   public:
     explicit OneCall(bool & busy) : busy_(busy) {

@@ -60,7 +60,7 @@ std::function<bool(const std::string &)> text_callback(const py::object & fn) {
     };
 }
 
-// what Python calls PreparedPrompt; of tiles it keeps the pixels alive
+// the class PreparedPrompt in Python; it keeps the pixels of tiles alive
 struct Prepared {
     PreparedPrompt prompt;
     std::vector<ImageArray> pixels;

@@ -1,8 +1,9 @@
 // An Engine that Python may close and may call from several threads.
 //
-// One thread at a time computes captions; prepare and encode may run beside it. A callback of a call must not start
-// another: it would wait for itself. A forked child may go on with its parent's engine, unless a thread of the parent
-// was in it when the process forked (its locks are held for ever), or it computes on a device, which no child shares.
+// One thread at a time computes captions; prepare and encode may run at the same time. A callback must not start a new
+// call: the call would wait for itself. A forked child may use the engine of its parent, with two exceptions: a thread
+// of the parent was in the engine when the process forked (its locks are held for ever), or the engine computes on a
+// device, because a child cannot use the device of its parent.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -13,7 +13,7 @@ namespace atp {
 
 namespace {
 
-// most stage sets differ in nothing: rebuilding them for every caption would cost a graph each
+// a new plan mostly has the same stages: rebuilding them for every caption would cost one graph for each stage
 bool same_ranges(const std::vector<std::unique_ptr<Stage>> & stages, const std::vector<StageRange> & ranges) {
     return stages.size() == ranges.size() &&
            std::equal(ranges.begin(), ranges.end(), stages.begin(), [](StageRange r, const std::unique_ptr<Stage> & s) {
@@ -59,7 +59,7 @@ void Decoder::set_plan(const Plan & plan) {
     if (same_ranges(stages_, ranges)) {
         check_scores(plan, stages_);
     } else {
-        // all that can throw comes before the first change
+        // every call that can throw comes before the first change
         Stages stages;
         std::vector<StageCache *> caches;
         for (const StageRange & range : ranges) {
@@ -88,7 +88,7 @@ void Decoder::check_scores(const Plan & plan, const Stages & stages) {
     }
 }
 
-// an image whose rows see each other in both directions is one ubatch
+// the rows of an image that see each other in both directions must be in one ubatch
 int32_t Decoder::n_rows_at_once(const Sequence & seq) const {
     int32_t n = model_.params().n_ubatch;
     for (const ImageSpan & span : seq.images) {
@@ -131,7 +131,7 @@ void Decoder::check_prompt(const Sequence & seq, const PrefillOptions & options)
     }
 }
 
-// a value that is no number would reach others through the cells it is left in: 0 * NaN is NaN
+// a NaN stays in its cache cells and would reach later captions through them, because 0 * NaN is NaN
 void Decoder::check_values(const Sequence & seq) const {
     constexpr uint32_t exponent = 0x7F800000;
     uint32_t found = 0;
@@ -171,7 +171,7 @@ PrefillResult Decoder::prefill(const Sequence & seq, const PrefillOptions & opti
     return result;
 }
 
-// the cache of a prompt alone has just its size
+// a prompt that runs alone gets a cache of exactly its size
 void Decoder::size_cache(Stage & stage, int32_t n_rows, int32_t n_ubatch) {
     const int32_t n_seq = model_.params().n_seq_max;
     if (n_seq == 1 || stage.cache().bytes() == 0) {
@@ -226,7 +226,7 @@ void Decoder::run(const Sequence & seq, const PrefillOptions & options, Interrup
     result.logits = std::move(out.logits);
 }
 
-// one value of each row tells: a row is normalised as a whole
+// one value of each row is enough: a row is normalised as a whole, so one NaN makes the whole row NaN
 void Decoder::look_for_nan(const std::vector<float> & logits) {
     for (size_t i = 0; i < logits.size(); i += model_.n_vocab()) {
         dirty_ = dirty_ || std::isnan(logits[i]);
@@ -266,7 +266,7 @@ std::vector<float> Decoder::decode(const std::vector<DecodeRow> & rows, Interrup
         look_for_nan(logits);
         return logits;
     } catch (...) {
-        // some stages may hold the token and some not: such a sequence cannot go on
+        // some stages may have stored the token and others not, so these sequences cannot go on
         dirty_ = true;
         for (const DecodeRow & row : rows) {
             remove(row.seq_id);

@@ -1,9 +1,9 @@
 // The staged decoder: prefill through all stages with a keep list between them, then the token loop's single step.
 //
-// Owns the stages and their caches. One plan at a time; sequences are named by small ids. A prompt alone has caches of
-// just its size. After reserve() several share larger ones, and the text before their images is computed once.
-// Throws PlanError, StageError, ImageError, Cancelled. After a throw the sequence it happened on is gone, all others
-// are whole.
+// Owns the stages and their caches. One plan at a time; sequences are named by small ids. A prompt that runs alone gets
+// caches of exactly its size. After reserve(), several prompts share larger caches, and the text before their images is
+// computed once. Throws PlanError, StageError, ImageError, Cancelled. After a throw, the sequences of the failed call
+// are removed, and all other sequences can go on.
 #pragma once
 
 #include <cstdint>
@@ -29,17 +29,17 @@ class Model;
 
 struct PrefillOptions {
     int32_t seq_id = 0;
-    int32_t n_predict = 0;    // cells to hold free for decoding
+    int32_t n_predict = 0;    // cells to keep free for decoding
     bool all_logits = false;  // logits of all live rows instead of the last one
 };
 
 struct PrefillResult {
     std::vector<float> logits;    // [n_outputs][n_vocab]
-    std::vector<CutRecord> cuts;  // what was decided at each, and on what scores
+    std::vector<CutRecord> cuts;  // the choice at each cut, and the scores for it
 
     // after reserve():
     bool has_room = true;          // false: nothing changed, and there are no logits
-    std::vector<int32_t> n_cells;  // per stage: what it takes, or would take (an upper bound for stages not reached)
+    std::vector<int32_t> n_cells;  // per stage: cells taken, or needed (an upper bound for stages not reached)
     int32_t n_shared = 0;          // rows of the shared text, not in n_cells
 };
 
@@ -52,35 +52,36 @@ class Decoder {
     void set_plan(const Plan & plan);
     const Plan & plan() const { return plan_; }
 
-    // caches of so many cells each stage for at most n_parallel sequences at once (ids 0 to n_parallel - 1), until
-    // close_room() or a plan with other stages; forgets the shared text. Only while no sequence is alive
+    // opens the room: caches of n_cells[s] cells for stage s, for at most n_parallel sequences at once (ids 0 to
+    // n_parallel - 1), until close_room() or a plan with other stages. Forgets the shared text. Only while no sequence
+    // is alive
     void reserve(const std::vector<int32_t> & n_cells, int32_t n_parallel);
     void close_room();
     const Room & room() const { return room_; }
-    bool can_batch() const;  // several sequences at once
+    bool can_batch() const;  // whether several sequences can be alive at once
 
-    // n_predict, or the positions that the prompt leaves of the context, if those are fewer and any
+    // n_predict, or the number of positions that the prompt leaves free in the context, if it is above 0 and smaller
     int32_t within_context(const Sequence & seq, int32_t n_predict) const;
 
-    // cells each stage will need for a prompt, those of a shared text included; says whether that is exact
+    // cells that each stage will need for a prompt, with the cells of a shared text; says whether the number is exact
     ExpectedRows expect(const Sequence & seq, int32_t n_predict) const;
-    std::vector<size_t> cell_bytes() const;  // of one cell in each stage
+    std::vector<size_t> cell_bytes() const;  // bytes of one cell in each stage
 
     PrefillResult prefill(const Sequence & seq, const PrefillOptions & options, Interrupt & interrupt);
     std::vector<float> decode(const std::vector<DecodeRow> & rows, Interrupt & interrupt);
 
     void remove(int32_t seq_id);
-    void release();  // all sequences and all cache buffers
+    void release();  // frees all sequences and all cache buffers
     size_t kv_bytes() const;
-    size_t compute_bytes() const;          // of prefill's compute buffers
+    size_t compute_bytes() const;          // bytes of the compute buffers of prefill
     std::vector<int32_t> n_cells() const;  // per stage
 
-    // borders this architecture can be cut at, as layer counts, and why not at the others; found once
+    // the borders, as layer counts, where this architecture can be cut, and the reasons for all others; computed once
     const Borders & borders();
     const std::vector<int32_t> & legal_cuts() { return borders().legal; }
 
-    // staged against plain llama_decode, unpruned, at the given cuts: all rows of one prompt, then of another and a
-    // step. The NMSE of the logits of the worst row
+    // compares the stages, without pruning, with plain llama_decode: all rows of one prompt, then all rows and one
+    // decode step of a second prompt. Returns the NMSE of the logits of the worst row
     double self_test(const std::vector<int32_t> & cuts);
 
   private:
@@ -110,16 +111,16 @@ class Decoder {
     const Model & model_;
     Plan plan_;
     Stages stages_;
-    std::unique_ptr<Scheduler> scheduler_;  // of prefill; made when first needed
+    std::unique_ptr<Scheduler> scheduler_;  // the scheduler of prefill; made on first use
     std::unique_ptr<DecodeChain> chain_;
     std::map<int32_t, int32_t> alive_;  // sequence id -> its next position
-    Room room_;                         // closed: a prompt alone
+    Room room_;                         // closed: prompts run alone
     int32_t n_parallel_ = 1;
     int32_t room_ubatch_ = 0;      // rows that the open room's sliding windows can take at once
     std::vector<int32_t> shared_;  // tokens of the shared text; sequence n_parallel_ holds their cells
-    bool dirty_ = false;           // the caches may hold values that are no numbers
+    bool dirty_ = false;           // whether the caches may hold NaN
     std::optional<Borders> borders_;
-    std::vector<float> plain_logits_;  // of the self-test's prompts; computed once
+    std::vector<float> plain_logits_;  // plain logits of the self-test's prompts; computed once
 };
 
 }  // namespace atp

@@ -1,4 +1,4 @@
-// Decoder, as far as several prompts share its caches: room for them, and the text that is computed once.
+// The part of Decoder for several prompts in shared caches: their room, and the shared text that is computed once.
 #include <algorithm>
 
 #include "base/errors.h"
@@ -13,7 +13,7 @@ bool Decoder::can_batch() const {
 }
 
 void Decoder::reserve(const std::vector<int32_t> & n_cells, int32_t n_parallel) {
-    const int32_t most = can_batch() ? LLAMA_MAX_SEQ - 1 : 1;  // one id is the shared text's
+    const int32_t most = can_batch() ? LLAMA_MAX_SEQ - 1 : 1;  // one id is for the shared text
     if (!alive_.empty()) {
         throw StageError("room can be reserved only while no sequence is alive; there are " +
                          std::to_string(alive_.size()));
@@ -82,7 +82,8 @@ std::vector<size_t> Decoder::cell_bytes() const {
     return bytes;
 }
 
-// in an open room: whether there is room for the prompt, as far as that is known; then its first rows may be shared
+// in an open room: whether the prompt fits, as far as that is known before prefill. If so, its first rows may come from
+// the shared text
 bool Decoder::admit(const Sequence & seq, const PrefillOptions & options, PrefillResult & result,
                     Interrupt & interrupt) {
     const int32_t n_ubatch = n_rows_at_once(seq);
@@ -98,7 +99,7 @@ bool Decoder::admit(const Sequence & seq, const PrefillOptions & options, Prefil
     }
     const bool fits = expected.exact ? room_.fits(result.n_cells) : room_.fits(0, result.n_cells[0]);
     if (!fits && !shared_.empty() && alive_.empty()) {
-        forget_shared();  // another prompt's text, in the way
+        forget_shared();  // free the text shared for an earlier prompt
         return admit(seq, options, result, interrupt);
     }
     if (n_ubatch > room_ubatch_ || !fits) {
@@ -119,7 +120,8 @@ bool Decoder::admit(const Sequence & seq, const PrefillOptions & options, Prefil
     return true;
 }
 
-// a prompt is prefilled beside the others: among them, attention would look at every cell of all, if only to skip it
+// a prompt is prefilled in a side cache: in the common cache, attention would visit the cells of all prompts, even if
+// only to skip them
 void Decoder::prepare_side(Stage & stage, int32_t n_rows, int32_t n_shared, int32_t n_ubatch) {
     StageCache & side = stage.side_cache();
     side.reserve(n_rows + n_shared, n_ubatch, 1);
@@ -143,7 +145,7 @@ void Decoder::join(Stage & stage, int32_t seq_id, int32_t n_shared) {
     }
 }
 
-// the rows whose text the open room holds, or could hold; one row at least is left to compute
+// number of first rows whose text the open room holds, or could hold; at least one row is left to compute
 int32_t Decoder::n_shareable(const Sequence & seq) const {
     if (!room_.is_open() || model_.memory_kind() == MemoryKind::other) {
         return 0;
@@ -156,7 +158,7 @@ int32_t Decoder::n_shareable(const Sequence & seq) const {
     while (n < std::min(most, shared_.size()) && seq.rows[n].token == shared_[n]) {
         ++n;
     }
-    // a sliding window keeps what the row behind the whole text sees, and nothing earlier
+    // a sliding window keeps only the cells that the row after the whole text sees, so a part of the text is not usable
     const bool usable = model_.memory_kind() == MemoryKind::kv || n == shared_.size();
     return usable ? static_cast<int32_t>(n) : 0;
 }

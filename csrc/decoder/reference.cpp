@@ -18,12 +18,12 @@
 namespace atp {
 
 struct Reference::Watch {
-    std::map<int32_t, std::vector<int32_t>> hidden;  // after -> rows; cells equal rows in a fresh single sequence
+    std::map<int32_t, std::vector<int32_t>> hidden;  // after -> rows; in a fresh single sequence, cell = row
     std::set<std::string> names;
     std::map<std::string, std::vector<Captured>> captured;
-    std::set<std::pair<const ggml_tensor *, int32_t>> done;  // mask and `after` of what is hidden in this graph
+    std::set<std::pair<const ggml_tensor *, int32_t>> done;  // masks (with their `after`) that are done in this graph
     std::set<const ggml_tensor *> computed;                  // nodes of this graph that have their values
-    std::vector<const ggml_tensor *> asked;                  // nodes that get theirs next
+    std::vector<const ggml_tensor *> asked;                  // nodes that get their values next
     std::vector<char> raw;
     std::exception_ptr raised;
 
@@ -46,8 +46,9 @@ void block(const ggml_tensor * mask, char * at) {
     }
 }
 
-// -inf in the columns of the hidden cells; mask is [n_kv, n_rows], F16 or F32. A row that would see nothing at all is
-// hidden itself (a live one sees itself): it keeps its sight, or its softmax would be NaN and spoil sums as 0 * NaN
+// writes -inf into the columns of the hidden cells; mask is [n_kv, n_rows], F16 or F32. A row that would then see no
+// cell is itself hidden, because a live row sees itself. Such a row is left unchanged: otherwise its softmax would be
+// NaN, and 0 * NaN would spoil the sums of other rows
 void hide_columns(ggml_tensor * mask, const std::vector<int32_t> & cells, std::vector<char> & raw) {
     raw.resize(ggml_nbytes(mask));
     ggml_backend_tensor_get(mask, raw.data(), 0, raw.size());
@@ -76,7 +77,7 @@ ggml_tensor * mask_of(const ggml_tensor * t) {
     return t->op == GGML_OP_FLASH_ATTN_EXT ? t->src[3] : t->op == GGML_OP_SOFT_MAX ? t->src[1] : nullptr;
 }
 
-// of an attention node, from its own name or that of its queries; -1 when none of them carries one
+// the layer of an attention node, from the name of the node or of its queries; -1 when no name has a layer number
 int32_t layer_of_attention(const ggml_tensor * t) {
     int32_t il = layer_of(t);
     while (il < 0 && t->src[0]) {
@@ -114,7 +115,7 @@ Captured copy_of(const ggml_tensor * t) {
 
 }  // namespace
 
-// no exception may cross llama.cpp: it is kept, and raised when llama_decode has returned
+// no exception may cross llama.cpp: it is stored here, and thrown again when llama_decode has returned
 bool Reference::on_eval(ggml_tensor * t, bool ask, void * data) {
     Watch & w = *static_cast<Watch *>(data);
     try {
@@ -125,8 +126,8 @@ bool Reference::on_eval(ggml_tensor * t, bool ask, void * data) {
     }
 }
 
-// in the masks that have their values, of those that this one is or will be computed from: sparse attention computes
-// one for each layer
+// hides `rows` in `mask`, if its values are computed, else in those masks that `mask` will be computed from: sparse
+// attention computes one mask for each layer
 void Reference::Watch::hide_in(ggml_tensor * mask, int32_t after, const std::vector<int32_t> & rows) {
     std::set<const ggml_tensor *> seen;
     std::vector<ggml_tensor *> open = {mask};
@@ -149,7 +150,7 @@ bool Reference::Watch::see(ggml_tensor * t, bool ask) {
     const std::string name = t->name;
     ggml_tensor * mask = hidden.empty() ? nullptr : mask_of(t);
     if (ask) {
-        // a group of nodes ends at each attention: whatever used this mask in the layers before has been computed
+        // a group of nodes ends at each attention, so every earlier node that uses this mask has been computed
         for (const auto & [after, rows] : hidden) {
             if (mask && after <= layer_of_attention(t)) {
                 hide_in(mask, after, rows);
@@ -184,7 +185,7 @@ void Reference::capture(std::vector<std::string> names) {
     if (watch_->names.empty() && watch_->hidden.empty()) {
         return;
     }
-    // the callback splits the graph at every node it asks for, so it is only installed when something is watched
+    // the callback splits the graph at every node that it asks for, so it is installed only when it is needed
     const int32_t n_ctx = static_cast<int32_t>(llama_n_ctx(ctx_.get()));
     ctx_ = model_.new_context(n_ctx, n_ubatch_, &Reference::on_eval, watch_.get());
 }

@@ -1,7 +1,7 @@
 // Plain llama_decode on the same weights: the ruler for self-tests, laws and benchmarks. Nothing here is staged.
 //
-// It can hide rows from a layer on (what pruning must equal: the pruned row may be computed, but nobody sees it) and
-// capture tensors by llama.cpp's names. Both work through llama.cpp's own evaluation callback.
+// It can hide rows from a layer on and capture tensors by llama.cpp's names. Both work through llama.cpp's own
+// evaluation callback. Pruning must give the same result as hiding: a hidden row is computed, but no other row sees it.
 // Throws StageError, ImageError, ModelError.
 #pragma once
 
@@ -40,7 +40,7 @@ class Reference {
     std::vector<float> prefill(const Sequence & seq, bool all_logits);
     std::vector<float> decode(int32_t token, int32_t pos);
 
-    // gives the file to llama.cpp's own LoRA loader and forgets what it made of it; ModelError with its reason
+    // loads the file with llama.cpp's own LoRA loader and frees the result; throws ModelError with the loader's reason
     void load_lora(const std::string & path) const;
 
     void clear();

@@ -1,4 +1,5 @@
-// Who holds how many cells of each stage's cache: counted before they are taken, so that no caption runs out half-way.
+// How many cells of each stage's cache each sequence holds. Cells are counted before they are used, so that no caption
+// runs out of cells half-way.
 //
 // Plain numbers: knows no ggml and no captions. Throws nothing.
 #pragma once
@@ -12,7 +13,7 @@ namespace atp {
 
 class Room {
   public:
-    void open(std::vector<int32_t> n_cells);  // per stage; nobody holds any
+    void open(std::vector<int32_t> n_cells);  // per stage; all cells are free
     void close() { open({}); }
     bool is_open() const { return !n_cells_.empty(); }
 

@@ -10,12 +10,12 @@ namespace atp {
 
 namespace {
 
-// an architecture that forbids tokens gives them such logits, next to which all others would count for nothing
+// some architectures forbid tokens with such logits; they are so large that all other logits would count for nothing
 bool forbidden(float logit) {
     return logit < -1e30f;
 }
 
-// squared error relative to the power, of the row where that is largest; NaN where there is one
+// squared error divided by the power, of the row where the quotient is largest; NaN if a value is NaN
 double worst_row(const std::vector<float> & reference, const std::vector<float> & other, size_t n_vocab) {
     double worst = 0.0;
     for (size_t begin = 0; begin < reference.size(); begin += n_vocab) {
@@ -66,7 +66,7 @@ void plain_rows(llama_context * ctx, std::vector<int32_t> tokens, int32_t first,
 
 }  // namespace
 
-// The second prompt is shorter: cells and states that the first one leaves behind must not reach it
+// The second prompt is shorter: it must not see cells and states that the first prompt has left
 std::vector<Decoder::TestPrompt> Decoder::test_prompts() const {
     const int32_t n_first = std::min(10, model_.params().n_ctx);
     const int32_t n_second = std::min(6, model_.params().n_ctx - 1);
@@ -117,7 +117,7 @@ double Decoder::self_test(const std::vector<int32_t> & cuts) {
     for (const int32_t after : cuts) {
         plan.push_back({after, find_policy("none"), 1.0, 0});
     }
-    // the plain context is as short as the test, and some RoPE factors depend on that length
+    // the plain context is as short as the test, and some RoPE factors depend on the length of the context
     const ContextLength same_length(model_, static_cast<int32_t>(prompts.front().prefill.size()));
     const Plan before = plan_;
     const auto restore = [&] {

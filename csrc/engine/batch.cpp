@@ -11,7 +11,7 @@ namespace atp {
 struct Batch::Caption {
     Generation generation;
     Report report;
-    int32_t pos = 0;  // of the next token
+    int32_t pos = 0;  // position of the next token
 };
 
 Batch::Batch(const Model & model, Decoder & decoder) : model_(model), decoder_(decoder) {}
@@ -29,7 +29,7 @@ void Batch::check_idle(const std::string & what) const {
     }
 }
 
-// the decoder has been another's in between
+// a caption that ran alone may have changed the decoder's plan in the meantime
 void Batch::settle() {
     if (n_live() == 0) {
         decoder_.set_plan(plan_);
@@ -126,7 +126,7 @@ std::vector<std::pair<int32_t, Result>> Batch::step(Interrupt & interrupt) {
     return ended;
 }
 
-// one step of those in `rows`; what ended is dropped and given
+// one step of the captions in `rows`; captions that ended are removed and added to `ended`
 void Batch::advance(const std::vector<DecodeRow> & rows, Interrupt & interrupt,
                     std::vector<std::pair<int32_t, Result>> & ended) {
     const Stopwatch time;

@@ -13,7 +13,7 @@ namespace atp {
 
 namespace {
 
-// staged and plain differ by nothing on a CPU and by rounding on other devices; a wrong cut gives about 1
+// staged and plain logits are equal on a CPU and differ by rounding on other devices; a wrong cut gives about 1
 constexpr double self_test_nmse = 1e-3;
 
 std::string token_text(const Model & model, int32_t token) {
@@ -21,13 +21,13 @@ std::string token_text(const Model & model, int32_t token) {
     return text ? text : "";
 }
 
-// "" for a byte-level BPE whose file names none: llama.cpp then answers with GPT-2's id
+// "" for a byte-level BPE whose file names no such token: llama.cpp would return the id of GPT-2's token
 std::string end_token(const Model & model, const std::string & which, int32_t token) {
     const bool named = !model.meta("tokenizer.ggml." + which + "_token_id").empty();
     return named || llama_vocab_type(model.vocab()) != LLAMA_VOCAB_TYPE_BPE ? token_text(model, token) : "";
 }
 
-// whatever ends a caption, its cells are free again
+// frees the cells of a caption when it ends, also by an exception
 class Removed {
   public:
     Removed(Decoder & decoder, int32_t seq_id) : decoder_(decoder), seq_id_(seq_id) {}
@@ -112,8 +112,8 @@ void Engine::fill_info() {
     }
 }
 
-// "" when a stage border in the middle changes nothing, else why this model must run unstaged. Where the middle cannot
-// be used, others may: a cut that fails is no longer legal
+// "" when a stage border in the middle of the model changes nothing, else why this model must run without stages. If
+// the middle fails, other borders may still work: a cut that fails is no longer legal
 std::string Engine::self_test() {
     const std::vector<int32_t> legal = info_.legal_cuts;
     const size_t n = legal.size();

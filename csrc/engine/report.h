@@ -21,13 +21,13 @@ struct Report {
     std::vector<int32_t> n_kept;             // image tokens alive after each cut
     std::vector<std::vector<int32_t>> kept;  // per cut: the keep list as image-token indices, ascending
 
-    // policy atp, per cut: theta_r, theta_s and the offset that a budget shifts both by; and those image tokens of the
-    // keep list that the spatial rule alone let through. Empty for other policies
+    // policy atp, per cut: theta_r, theta_s and the offset that a budget shifts both by; and the image tokens that only
+    // the spatial rule kept. Empty for other policies
     std::vector<std::tuple<double, double, double>> thresholds;
     std::vector<std::vector<int32_t>> kept_spatial;
 
-    // rows and columns of each patch grid, in the order of their image tokens, and which image of the prompt it is of:
-    // an image has one, or several where it is cut into tiles
+    // rows and columns of each patch grid, in the order of their image tokens, and the image of the prompt that the
+    // grid belongs to. An image has one grid, or several grids where it is cut into tiles
     std::vector<std::pair<int32_t, int32_t>> grids;
     std::vector<int32_t> grid_images;
 
@@ -40,7 +40,7 @@ struct Report {
     size_t kv_bytes = 0;  // real buffers of all stage caches
 };
 
-// what the prefill of a prompt says about it
+// the part of the report that is known after the prefill of a prompt
 Report make_report(const Sequence & seq, const Plan & plan, const std::vector<CutRecord> & cuts, int32_t n_layer);
 
 }  // namespace atp

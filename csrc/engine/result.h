@@ -1,4 +1,4 @@
-// What a caption came to: its text, why it ended, and what it cost.
+// The result of a caption: its text, why it ended, and what it cost.
 #pragma once
 
 #include <cstdint>
@@ -14,12 +14,12 @@ class Generation;
 struct Result {
     std::string text;
     std::vector<int32_t> tokens;
-    std::string finish_reason;  // stop, length, repetition, cancelled; error: of a batch, `error` says which
+    std::string finish_reason;  // stop, length, repetition or cancelled; in a batch also error, see `error`
     std::string error;
     Report report;
 };
 
-// of a caption that has ended
+// the result of a caption that has ended
 Result make_result(const Generation & generation, Report report);
 
 }  // namespace atp

@@ -15,9 +15,9 @@ void check_projector(const std::string & path) {
     params.print_timings = false;
     params.warmup = false;
     log_capture::clear();
-    // loads everything but the weights; what it says of memory is not asked for
+    // loads everything except the weights; the result about memory is not used
     if (mtmd_get_memory_usage(path.c_str(), params).empty()) {
-        // it logs that it failed, not why; a real attempt fails at the same place, and says so
+        // this call logs that it failed, but not why; a real load fails at the same place and logs the reason
         log_capture::clear();
         mtmd_free(mtmd_init_from_file(path.c_str(), nullptr, params));
         throw ModelError("llama.cpp cannot load " + path + ": " + log_capture::last_error());

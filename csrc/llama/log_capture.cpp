@@ -28,13 +28,13 @@ struct Lines {
     }
 };
 
-// llama.cpp mostly speaks on the thread that called it
+// llama.cpp mostly logs on the thread that called it
 Lines & mine() {
     static thread_local Lines instance;
     return instance;
 }
 
-// what its own threads say
+// the messages of llama.cpp's own threads
 struct Others {
     std::mutex mutex;
     Lines lines;

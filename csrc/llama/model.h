@@ -29,7 +29,7 @@ struct ModelParams {
     std::string type_v = "f16";
 };
 
-// how an architecture remembers: stage caches of own layers only exist for the first two
+// the kind of an architecture's memory: only the first two kinds can have stage caches with the stage's layers alone
 enum class MemoryKind { kv, kv_iswa, other };
 
 class Model {

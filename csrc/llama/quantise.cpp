@@ -199,7 +199,7 @@ int32_t usable_threads(int32_t n_threads) {
 
 void remove_target(const std::string & target) {
     std::error_code ec;
-    fs::remove(fs::u8path(target), ec);  // what failed before is what the caller hears of
+    fs::remove(fs::u8path(target), ec);  // the caller gets the earlier error, not an error of this call
 }
 
 }  // namespace

@@ -19,8 +19,9 @@ int32_t floor_divide(double a, double b) {
     return static_cast<int32_t>(quotient - whole > 0.5 ? whole + 1.0 : whole);
 }
 
-// how many of `current` cells the image covers, of length `own` and scaled by `scale`; what lies on both sides of them
-// goes, the same on either. int(round(x, 7)) of Python: up to 0.5e-7 below a whole number counts as that number
+// of `current` cells, the number on each side that an image of length `own`, scaled by `scale`, does not cover; these
+// cells are cut off. As with int(round(x, 7)) in Python, a value up to 0.5e-7 below a whole number counts as that
+// number
 int32_t cells_beside(int32_t current, double own, double scale) {
     const auto covered = static_cast<int32_t>(std::floor(own * scale + 0.5e-7));
     return (current - covered) / 2;

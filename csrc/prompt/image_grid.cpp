@@ -9,7 +9,7 @@ namespace atp {
 
 namespace {
 
-// a fixed number of queries each, which look at the whole image: no token has a place in it
+// projectors with a fixed number of queries that look at the whole image: no token has a place in the image
 const char * const types_without_places[] = {"resampler", "deepseekocr2"};
 
 bool has_places(const std::string & type) {

@@ -39,7 +39,7 @@ struct Sequence {
     std::vector<ImageSpan> images;
     std::vector<float> embd;  // [n_image_tokens][n_embd_inp], in the order of Row::index
     int32_t n_embd_inp = 0;
-    int32_t n_pos = 0;  // the next position: decoding goes on here, whatever was pruned
+    int32_t n_pos = 0;  // the next position: decoding goes on here, also after pruning
 
     double t_encode = 0.0;  // ms that the vision encoder took for it
 

@@ -179,7 +179,7 @@ std::vector<int32_t> keep_best(const AtpMargins & margins, const std::vector<int
     const std::vector<int32_t> order = by_margin(margins);
     std::vector<char> reserved(image.size(), 0);
     std::vector<char> seen(image.empty() ? 0 : image.back() + 1, 0);
-    int32_t n_waiting = 0;  // reserved, and not yet passed in the order
+    int32_t n_waiting = 0;  // reserved tokens that the loop has not reached yet
     for (const int32_t i : order) {
         if (!seen[image[i]]) {
             seen[image[i]] = reserved[i] = 1;
@@ -187,7 +187,7 @@ std::vector<int32_t> keep_best(const AtpMargins & margins, const std::vector<int
         }
     }
     std::vector<int32_t> kept;
-    bool in_order = true;  // nothing was left out yet
+    bool in_order = true;  // no token was left out yet
     offset = 0.0;
     for (const int32_t i : order) {
         n_waiting -= reserved[i];
@@ -207,8 +207,8 @@ int32_t AtpBudgetLeft::n_layers() const {
 }
 
 int32_t tokens_for(const AtpBudgetLeft & left, int32_t n_images, int32_t n_live) {
-    constexpr double rounding = 1e-9;  // a count that is whole but for rounding is that count
-    double layers = 0.0;               // of this span; the later ones count by their share
+    constexpr double rounding = 1e-9;  // a count that is this close to a whole number counts as whole
+    double layers = 0.0;               // layers of this span, and of later spans weighted by their share
     for (size_t q = 0; q < left.spans.size(); ++q) {
         layers += left.spans[q] * (left.shares[q] / left.shares[0]);
     }

@@ -14,20 +14,21 @@
 
 namespace atp {
 
-// a token is kept where a score is above its theta. A budget shifts both thetas by one offset, kept where a score is at
-// or above theta - offset; infinite where it takes tokens that no offset would let through. Without a budget it is 0
+// A token is kept if one of its scores is above the theta of this score. A budget shifts both thetas by one offset:
+// then a token is kept if a score is at or above theta - offset. The offset is infinite if the budget takes tokens that
+// no offset lets through, and 0 without a budget
 struct AtpThresholds {
     double theta_r = 0.0;  // of the redundancy (attention) score, in (0, 1)
     double theta_s = 0.0;  // of the spatial score, in (0, 1)
     double offset = 0.0;
 };
 
-// how many live image rows see each token, itself included: rows at or after it, all rows of its own image where that
-// image is not causal. image: [L], ascending
+// how many live image rows see each token, the token's own row included: all rows at or after the token; also all rows
+// of the token's image if this image is not causal. image: [L], ascending
 std::vector<int32_t> rows_that_see(const std::vector<int32_t> & image, const std::vector<ImageSpan> & images);
 
-// S_self from raw sums (the paper: mean over the image tokens; which of them count is our reading): sum / rows that
-// see the token, or sum / L
+// S_self from raw sums (the paper: mean over the image tokens; which image tokens count is our reading): sum / number
+// of rows that see the token, or sum / L
 std::vector<double> mean_self(const std::vector<double> & self_sum, const std::vector<int32_t> & n_visible,
                               AtpWeights::Divisor divisor);
 
@@ -42,16 +43,17 @@ std::vector<double> features(std::vector<double> score, int32_t n_bins);
 AtpThresholds thresholds(const AtpWeights & weights, const AtpModule & module, const std::vector<double> & self,
                          const std::vector<double> & cross);
 
-// the attention score that theta_r is for: the mean of both (the paper), or one alone (its ablations)
+// the attention score that is compared with theta_r: the mean of both scores (the paper), or one score alone (the
+// paper's ablations)
 std::vector<double> redundancy_score(AtpWeights::Score kind, const std::vector<double> & self,
                                      const std::vector<double> & cross);
 
-// spatial score of cell (y, x): the best 1 - lambda_sample / stride^2 among the strides whose uniform grid holds the
-// cell, -infinity on none of them (formula second hand; that grids are centred on the image is ours)
+// spatial score of cell (y, x): the highest 1 - lambda_sample / stride^2 among the strides whose uniform grid contains
+// the cell; -infinity if no grid contains it (the formula is second hand; centring the grids is our decision)
 double spatial_score(int32_t y, int32_t x, const ImageSpan & image, const std::vector<int32_t> & strides,
                      double lambda_sample);
 
-// how far each token is above its thresholds, [L]; -infinity for the side that the rule leaves out
+// how far each token is above the two thresholds, [L]; -infinity for a score that the rule does not use
 struct AtpMargins {
     std::vector<double> red;      // redundancy score - theta_r
     std::vector<double> spatial;  // spatial score - theta_s
@@ -63,16 +65,16 @@ struct AtpMargins {
 AtpMargins margins(AtpWeights::Rule rule, const AtpThresholds & at, std::vector<double> redundancy,
                    const std::vector<double> & spatial);
 
-// positions (in the arrays, ascending) of the tokens above either threshold; of an image that would lose all of its
-// tokens the one with the best margin, ties to the lower position (the guard is ours)
+// positions (in the arrays, ascending) of the tokens above one of the thresholds. An image that would lose all its
+// tokens keeps the token with the best margin; ties go to the lower position (this guard is our decision)
 std::vector<int32_t> keep_above(const AtpMargins & margins, const std::vector<int32_t> & image);
 
-// the n tokens with the best margins, ties by score and then by position, after the best one of each image (ours).
-// offset: what lets the last of them through. Expects number of images <= n <= L
+// n tokens: first the best token of each image, then the tokens with the best margins; ties by score, then by position
+// (our decision). offset: the offset that keeps the last of them. Expects number of images <= n <= L
 std::vector<int32_t> keep_best(const AtpMargins & margins, const std::vector<int32_t> & image, int32_t n,
                                double & offset);
 
-// the layers a budget has left, from one module on
+// what is left of a budget for the layers from one module on
 struct AtpBudgetLeft {
     double token_layers = 0.0;   // sum over those layers of live tokens that the budget still allows
     std::vector<int32_t> spans;  // layers from each module to the next, or to the end
@@ -81,8 +83,8 @@ struct AtpBudgetLeft {
     int32_t n_layers() const;
 };
 
-// live tokens wanted in the first of these spans, so that spans with the shares of training use up what is left
-// (ours); never so many that a later span could not keep one token of each image. 1 .. n_live
+// live tokens wanted in the first of these spans, so that all spans, with the shares of training, use up what is left
+// of the budget (our decision). Never so many that a later span could not keep one token of each image. 1 .. n_live
 int32_t tokens_for(const AtpBudgetLeft & left, int32_t n_images, int32_t n_live);
 
 }  // namespace atp

@@ -48,7 +48,7 @@ int32_t wanted(const AtpWeights & weights, size_t k, const AtpBudget & budget, c
     return tokens_for(left, n_images, static_cast<int32_t>(in.index.size()));
 }
 
-// as many as a budget lets module k keep: one of each image, then the first
+// keeps as many tokens as the budget allows module k: one token of each image, then the first tokens
 KeepList keep_wanted(const AtpWeights & weights, size_t k, const AtpBudget & budget, const PolicyInput & in) {
     std::vector<char> seen(in.images.size(), 0);
     int32_t n_more = wanted(weights, k, budget, in) - static_cast<int32_t>(in.images.size());
@@ -122,7 +122,7 @@ Choice choose_atp(const AtpWeights & weights, size_t k, const std::optional<AtpB
     const AtpMargins above = margins(weights.rule, at, redundancy_score(weights.score, self, cross), spatial);
     const std::vector<int32_t> rows =
         budget ? keep_best(above, in.image, wanted(weights, k, *budget, in), at.offset) : keep_above(above, in.image);
-    // what a side lets through: above the threshold, or with a budget at the shifted one
+    // whether one score keeps the token: above its threshold, or, with a budget, at or above the shifted threshold
     const auto passes = [&](double margin) { return budget ? margin >= -at.offset : margin > 0.0; };
     Choice choice;
     for (const int32_t i : rows) {

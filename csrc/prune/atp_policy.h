@@ -2,8 +2,8 @@
 // mathematics).
 //
 // In:  a sidecar's weights, and how many image tokens a caption may cost.
-// Out: a plan. Its policies are pure functions: what was spent before a cut comes with the input, so that one plan
-//      serves any number of captions. Knows no ggml. Throws PlanError.
+// Out: a plan. Its policies are pure functions: the input states what was spent before a cut, so one plan serves any
+//      number of captions. Knows no ggml. Throws PlanError.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +17,7 @@
 
 namespace atp {
 
-// image tokens a caption may cost, mean over all layers (ours; the paper's modules each keep what they like)
+// image tokens that a caption may cost, mean over all layers (our addition; in the paper only the thresholds decide)
 struct AtpBudget {
     double value = 1.0;
     bool is_share = true;  // of the prompt's image tokens, in (0, 1]; else a count, at least 1
@@ -28,7 +28,8 @@ struct AtpBudget {
 Plan atp_plan(const std::shared_ptr<const AtpWeights> & weights, const std::optional<AtpBudget> & budget,
               int32_t n_layer, const std::vector<int32_t> & legal_cuts);
 
-// what module `k` keeps. Throws PlanError when the budget is less than this prompt must cost, naming the least
+// the choice of module `k`. Throws PlanError when the budget is below the least cost of this prompt, and names that
+// cost
 Choice choose_atp(const AtpWeights & weights, size_t k, const std::optional<AtpBudget> & budget,
                   const PolicyInput & in);
 

@@ -10,7 +10,7 @@
 
 namespace atp {
 
-// one module, sitting at one cut
+// the module of one cut
 struct AtpModule {
     int32_t after = 0;             // layers done before the cut; it scores with layer after - 1
     std::vector<float> proj_w;     // [n_hidden][2 * n_bins]; columns: n_bins of self, then n_bins of cross
@@ -33,7 +33,7 @@ struct AtpWeights {
     std::string arch;         // of the base model
     std::string base_name;    // of the base model
     std::string fingerprint;  // of the base model's norms: 64 hex digits
-    int32_t n_layer = 0;      // of the base model, likewise n_embd and n_head
+    int32_t n_layer = 0;      // layers of the base model; n_embd and n_head are of the base model too
     int32_t n_embd = 0;
     int32_t n_head = 0;
 
@@ -52,8 +52,8 @@ struct AtpWeights {
     double budget = 1;         // trained for this layer-mean fraction of the image tokens, in (0, 1]
     std::vector<double> kept;  // [modules] mean share of the image tokens alive after each cut; in (0, 1], never rising
     std::string mode;          // thresholds, full or lora: what was trained with the modules
-    std::string data;          // what it was trained on, for a reader
-    int32_t grid_rows = 0;     // patch grid it was trained on; any grid runs
+    std::string data;          // the training data, in words
+    int32_t grid_rows = 0;     // patch grid in training; any other grid works too
     int32_t grid_cols = 0;
 };
 

@@ -20,22 +20,22 @@ namespace atp {
 // refers to plan and prompt, which must outlive it
 class CutWalk {
   public:
-    // first_row: rows before it are no part of the walk, since a shared text holds them
+    // first_row: earlier rows are not part of the walk, because the shared text holds them
     CutWalk(const Plan & plan, const Sequence & seq, int32_t n_layer, int32_t first_row = 0);
 
     const std::vector<int32_t> & live() const { return live_; }  // rows of the prompt, ascending
     int32_t n_image_tokens() const;                              // among the live rows
     const Progress & progress() const { return progress_; }
 
-    // the cut to make before the next stage; nullptr: there is none, or it is made
+    // the cut to make before the next stage; nullptr: there is no cut, or it has been made
     const Cut * due() const;
-    // makes it. hidden: [n_live][row_size], of which the kept rows remain
+    // makes the cut. hidden: [n_live][row_size]; only the kept rows remain
     void keep(const KeepList & kept, size_t row_size, std::vector<float> & hidden);
     void keep_all();
 
     bool is_over() const { return done_ == progress_.n_layer; }
-    StageRange stage() const;  // the next one
-    ScoreKind needs() const;   // the scores that the cut behind it wants; none where no image token is alive
+    StageRange stage() const;  // the next stage
+    ScoreKind needs() const;   // the scores that the cut after this stage needs; none if no image token is alive
     void pass();               // the next stage is done
 
   private:

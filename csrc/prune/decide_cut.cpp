@@ -54,7 +54,8 @@ CutRecord decide_cut(const Cut & cut, const Sequence & seq, const std::vector<in
     out.choice = cut.policy.fn(in);
     KeepList & kept = out.choice.kept;
     check_keep_list(in, kept, cut.policy.name);
-    // the last row of the prompt predicts the first token and gives the scores: it stays, even as part of an image
+    // the last row of the prompt predicts the first token and gives the scores, so it is kept even if it is part of an
+    // image
     const Row & last = seq.rows.back();
     const auto at = std::lower_bound(kept.begin(), kept.end(), last.index);
     if (last.kind == RowKind::image && (at == kept.end() || *at != last.index)) {

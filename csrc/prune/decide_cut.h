@@ -1,7 +1,7 @@
-// One cut of one prompt: what the policy is shown of the live rows, and its choice, checked.
+// One cut of one prompt: makes the input of the policy from the live rows, calls the policy, checks the choice.
 //
 // In:  the rows alive before the cut, and the scores that the stage before it gave them.
-// Out: the choice, and the scores per image token for a reader. Knows no ggml. Throws PlanError.
+// Out: the choice, and the scores of each image token for the record. Knows no ggml. Throws PlanError.
 #pragma once
 
 #include <cstdint>
@@ -14,7 +14,7 @@
 
 namespace atp {
 
-// how far a prompt has come
+// the progress of a prompt
 struct Progress {
     int32_t n_layer = 0;  // of the model
     double spent = 0.0;   // live image tokens, summed over the layers done
@@ -23,13 +23,13 @@ struct Progress {
 struct CutRecord {
     Choice choice;
     std::vector<float> score;             // per live image token, as the policy saw them
-    std::vector<double> self_sum, cross;  // likewise; cross is the mean over the question's rows
+    std::vector<double> self_sum, cross;  // per live image token; cross is the mean over the question's rows
 };
 
 CutRecord decide_cut(const Cut & cut, const Sequence & seq, const std::vector<int32_t> & live, const RowScores & scores,
                      const Progress & progress);
 
-// image rows among the live ones
+// number of image rows among the live rows
 int32_t n_live_image_tokens(const Sequence & seq, const std::vector<int32_t> & live);
 
 // throws PlanError where the plan cannot run on this prompt, before anything is computed

@@ -8,10 +8,10 @@ namespace {
 
 struct BlindChoice {
     KeepList kept;
-    bool added_last = false;  // the prompt's last row was added to what the stand-in chose
+    bool added_last = false;  // the prompt's last row was added to the choice of the stand-in
 };
 
-// what the policy's stand-in keeps, which needs no scores
+// the choice of the policy's stand-in, which needs no scores
 BlindChoice choose_blind(const CutWalk & walk, const Sequence & seq) {
     const Cut & cut = *walk.due();
     Cut blind = cut;
@@ -32,13 +32,13 @@ BlindChoice choose_blind(const CutWalk & walk, const Sequence & seq) {
 ExpectedRows expected_rows(const Plan & plan, const Sequence & seq, int32_t n_layer) {
     ExpectedRows out;
     const bool ends_with_image = !seq.rows.empty() && seq.rows.back().kind == RowKind::image;
-    int32_t n_more = 0;  // the last row, where it may stay beside those a policy keeps
+    int32_t n_more = 0;  // 1 if the last row may be kept in addition to the policy's choice
     for (CutWalk walk(plan, seq, n_layer); !walk.is_over(); walk.pass()) {
         const Cut * cut = walk.due();
         if (cut && cut->policy.stand_in) {
             const BlindChoice blind = choose_blind(walk, seq);
             if (ends_with_image && cut->policy.needs != ScoreKind::none) {
-                n_more = blind.added_last ? 0 : 1;  // here it was among them, and there it may come on top
+                n_more = blind.added_last ? 0 : 1;  // the stand-in chose the last row, the real policy may not
                 out.exact = false;
             }
             std::vector<float> no_hidden;

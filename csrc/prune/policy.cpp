@@ -17,7 +17,8 @@ uint64_t splitmix64(uint64_t x) {
     return x ^ (x >> 31);
 }
 
-// per image: the quota of live tokens that come first under `before` (a strict order on positions in the arrays)
+// for each image: as many live tokens as its quota, the first under `before` (a strict order on positions in the
+// arrays)
 template <typename Before>
 KeepList keep_first(const PolicyInput & in, Before before) {
     KeepList out;
@@ -39,7 +40,7 @@ KeepList keep_first(const PolicyInput & in, Before before) {
     return out;
 }
 
-// order by a key, ties to the lower place
+// an order by a key; ties go to the lower position
 template <typename Key>
 KeepList keep_smallest(const PolicyInput & in, Key key) {
     return keep_first(in, [&](size_t a, size_t b) {

@@ -17,7 +17,7 @@
 
 namespace atp {
 
-// what a policy sees at one cut; arrays run over the live image tokens, in order
+// the input of a policy at one cut; arrays run over the live image tokens, in order
 struct PolicyInput {
     std::vector<int32_t> index;  // image-token index
     std::vector<int32_t> image;  // image it belongs to
@@ -33,19 +33,19 @@ struct PolicyInput {
     std::vector<double> self_sum, cross;
     std::vector<int32_t> n_visible;
 
-    int32_t after = 0;    // layers run so far,
-    int32_t n_layer = 0;  // of so many
+    int32_t after = 0;    // layers run so far
+    int32_t n_layer = 0;  // layers of the model
     double spent = 0.0;   // image tokens computed so far, summed over those layers
 };
 
 // a keep list: image-token indices, ascending
 using KeepList = std::vector<int32_t>;
 
-// what a policy decided; most have no more to say than the keep list
+// the choice of a policy; most policies set only the keep list
 struct Choice {
     KeepList kept;
-    std::optional<AtpThresholds> thresholds;  // where some were learned
-    KeepList spatial;                         // those of `kept` that the spatial rule alone let through
+    std::optional<AtpThresholds> thresholds;  // of the policy atp only
+    KeepList spatial;                         // the tokens in `kept` that only the spatial rule kept
 
     Choice() = default;
     Choice(KeepList list) : kept(std::move(list)) {}  // NOLINT: a keep list is a choice
@@ -57,12 +57,12 @@ struct Policy {
     std::string name;
     ScoreKind needs = ScoreKind::none;
     PolicyFn fn;
-    // keeps as many tokens, not always the same ones, and needs no scores: for what a caption will cost. Empty where
-    // that cannot be known before
+    // keeps the same number of tokens, but maybe other tokens, and needs no scores: it forecasts the cost of a caption.
+    // Empty where the number cannot be known before
     PolicyFn stand_in = {};
 };
 
-// the policies by name; throws PlanError for an unknown one, listing those there are
+// the policies by name; throws PlanError for an unknown name, and lists the known names
 const Policy & find_policy(const std::string & name);
 std::vector<std::string> policy_names();
 

@@ -1,4 +1,4 @@
-// Which attention a policy wants to see of the stage before its cut.
+// Which attention of the stage before its cut a policy needs.
 #pragma once
 
 #include <cstdint>

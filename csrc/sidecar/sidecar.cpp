@@ -46,7 +46,7 @@ void check_kind(const SidecarFile & file) {
     }
 }
 
-// 1 .. most, each above the one before
+// each number is in 1 .. most and above the number before
 std::vector<int32_t> ascending(const SidecarFile & file, const char * name, int32_t most) {
     const std::string key = atp_key(name);
     const std::vector<int32_t> values = file.wholes(key, 1, max_list);
@@ -132,7 +132,7 @@ AtpModule read_module(const SidecarFile & file, int32_t after, int32_t n_bins, i
     return m;
 }
 
-// with every module read, more tensors than theirs are tensors of no cut
+// every module has been read, so any further tensor in the file belongs to no cut
 void check_no_others(const SidecarFile & file, const AtpWeights & w) {
     const std::vector<std::string> names = file.tensor_names();
     if (names.size() == n_tensors_of_module * w.modules.size()) {

@@ -1,7 +1,7 @@
 // The sidecar file: trained ATP modules in GGUF (docs/design/sidecar.md), and whether they belong to a model.
 //
 // Checks the same rules as atp_cpp.sidecar.rules. Throws ModelError naming the field, what was expected
-// and what came. Runs nothing: that is atp_head's.
+// and what came. Does not run the modules: atp_head does.
 #pragma once
 
 #include <string>
@@ -22,10 +22,10 @@ inline constexpr const char * mode_names[] = {"thresholds", "full", "lora"};
 
 AtpWeights load_sidecar(const std::string & path);
 
-// architecture, depth, width, heads and fingerprint of the sidecar's model against this one: "" if it is this one, else
-// what differs. (load_sidecar saw to it that no cut is beyond the sidecar's own depth.)
+// compares architecture, depth, width, heads and fingerprint of the sidecar's model with `model`: "" if they are equal,
+// else what differs. (load_sidecar has checked that no cut is beyond the sidecar's own depth.)
 std::string why_no_pair(const AtpWeights & weights, const Model & model);
-// the same as a ModelError that names both files
+// makes the same comparison, and throws a ModelError that names both files
 void check_pair(const AtpWeights & weights, const Model & model);
 
 }  // namespace atp

@@ -17,7 +17,7 @@ namespace fs = std::filesystem;
 namespace {
 
 std::vector<char> read_all(const std::string & path) {
-    std::error_code ec;  // what cannot be looked at is for check_gguf_start to tell
+    std::error_code ec;  // ignored: check_gguf_start reports a path that cannot be read
     if (fs::is_directory(fs::u8path(path), ec)) {
         throw ModelError(path + " is a folder; expected a GGUF sidecar. Make one of it: atp-cpp convert --atp " + path);
     }
@@ -36,7 +36,8 @@ std::vector<char> read_all(const std::string & path) {
     return bytes;
 }
 
-// ggml's reader allocates by these two before it finds that they are wrong. "GGUF", u32 version, u64 tensors, u64 keys
+// ggml's reader allocates memory for these two counts before it notices that they are wrong. Header: "GGUF", u32
+// version, u64 tensors, u64 keys
 void check_counts(const std::string & path, const std::vector<char> & bytes) {
     constexpr size_t header = 24;
     if (bytes.size() < header) {

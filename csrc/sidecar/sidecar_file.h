@@ -1,8 +1,8 @@
 // A small GGUF file, read into memory once, with getters that say what they expected and what came.
 //
-// The file is refused above a size no sidecar reaches, so nothing in it can make us allocate more than a few times
-// that; ggml's own reader parses it, from memory. Knows no schema: names, ranges and shapes come from the caller.
-// Every getter throws ModelError naming the file and the key.
+// A file above max_bytes, a size that no sidecar reaches, is refused. So a bad file can cause the allocation of a few
+// times max_bytes at most. ggml's own reader parses the file from memory. Knows no schema: names, ranges and shapes
+// come from the caller. Every getter throws ModelError naming the file and the key.
 #pragma once
 
 #include <cstdint>

@@ -12,9 +12,9 @@ namespace atp {
 
 namespace {
 
-constexpr uint32_t n_pos_min = 2;  // below this the allocator insists on positions without gaps
+constexpr uint32_t n_pos_min = 2;  // with fewer, the allocator refuses gaps between positions
 
-// block layout of a tensor with tokens in one dimension: inner floats are contiguous per token, repeated outer times
+// memory layout of a tensor with tokens in one dimension: each token has `inner` contiguous floats, `outer` times
 struct TokenLayout {
     size_t inner = 1;
     size_t outer = 1;

@@ -1,7 +1,7 @@
-// One sequence's cells from a cache to another of the same layers, by llama.cpp's own way to save and restore them.
+// Copies one sequence's cells from a cache to another cache of the same layers, with llama.cpp's save and restore.
 //
-// Goes through host memory, on every backend. The sequence's cells in `to` are replaced; where they lie is its choice.
-// Throws StageError when `to` has no room; the sequence is then in `from` only.
+// Goes through host memory, on every backend. Replaces the sequence's cells in `to`; the cache `to` chooses the places
+// of the cells. Throws StageError when `to` has no room; then the sequence is in `from` only.
 #pragma once
 
 #include <cstdint>

@@ -43,7 +43,7 @@ bool DecodeChain::can_reuse() {
     if (!valid_) {
         return false;
     }
-    // every stage must be asked: asking also binds its inputs to the new memory context
+    // ask every stage, without a shortcut: asking also binds the stage's inputs to the new memory context
     bool all = true;
     for (size_t s = 0; s < graphs_.size(); ++s) {
         const GraphRequest request = step_request(*memories_->now[s], memories_->sched.get(), caches_[s]->has_guests());
@@ -52,7 +52,7 @@ bool DecodeChain::can_reuse() {
     return all;
 }
 
-// the hidden state entering `after` is the one leaving `before`
+// connects two graphs: the hidden state that leaves `before` becomes the input of `after`
 void DecodeChain::splice(const CutGraph & before, const CutGraph & after) {
     for (ggml_tensor * node : after.nodes()) {
         for (ggml_tensor *& src : node->src) {

@@ -27,7 +27,7 @@ class DecodeChain {
 
     std::vector<float> step(const std::vector<DecodeRow> & rows, Interrupt & interrupt);
 
-    // forget the graph: the caches it points into are about to change
+    // forgets the graph; call this before the caches that the graph points into change
     void reset();
 
   private:
@@ -40,7 +40,7 @@ class DecodeChain {
     std::vector<StageCache *> caches_;
     std::vector<std::unique_ptr<CutGraph>> graphs_;
     Batcher batcher_;
-    std::unique_ptr<Memories> memories_;  // of the present step; the graph's inputs point into them
+    std::unique_ptr<Memories> memories_;  // memories of the present step; the graph's inputs point into them
     bool valid_ = false;
 };
 

@@ -21,7 +21,7 @@ std::string stage_name(StageRange r) {
     return "layers " + std::to_string(r.il_first) + " to " + std::to_string(r.il_last - 1);
 }
 
-// a tensor computed by the previous stage becomes a leaf that we fill
+// makes a tensor that the previous stage computes a leaf, which this stage fills
 void make_leaf(ggml_tensor * t) {
     t->op = GGML_OP_NONE;
     for (ggml_tensor *& src : t->src) {
@@ -30,7 +30,7 @@ void make_leaf(ggml_tensor * t) {
     t->flags = (t->flags & ~GGML_TENSOR_FLAG_COMPUTE) | GGML_TENSOR_FLAG_INPUT;
 }
 
-// keeps a layer's last norm on the device of that layer; the scheduler alone would let it drift to the next one's
+// keeps a layer's last norm on the device of the layer; without this, the scheduler may move it to the next device
 void pin_norm(const Model & model, ggml_backend_sched * sched, int32_t n_tokens, ggml_tensor * t, const char * name,
               int il) {
     const llama_model & m = *model.llama();
@@ -133,7 +133,7 @@ void CutGraph::cut(ggml_cgraph * whole, bool has_guests) {
         make_leaf(input_);
     }
 
-    // what the output needs, plus the writes into the stage's own memory
+    // needed are the nodes that the output depends on, and the writes into the stage's own memory
     std::unordered_set<const ggml_tensor *> needed;
     std::vector<ggml_tensor *> open;
     const auto want = [&](ggml_tensor * t) {
@@ -155,7 +155,8 @@ void CutGraph::cut(ggml_cgraph * whole, bool has_guests) {
         }
         want(t->view_src);
     }
-    // attention reads views of the cache, so only the original order carries that dependency
+    // keep the original order: attention reads views of the cache, and no edge of the graph says that the write into
+    // the cache must come first
     for (int32_t i = 0; i < live.n_nodes(); ++i) {
         if (needed.count(live.node(i))) {
             nodes_.push_back(live.node(i));
@@ -164,10 +165,10 @@ void CutGraph::cut(ggml_cgraph * whole, bool has_guests) {
     ggml_set_output(output_);
 }
 
-// The place of a write in the graph does not tell whose it is: llama.cpp clears a layer's recurrent state before it
-// computes the layer before. Where layers of other stages are guests in this one's memory, they write into its tensors
-// as well; such memories are KV caches, where a layer writes what it computed from the hidden state, between its
-// borders
+// Whether a write belongs to this stage. In general the place of the write in the graph does not tell: llama.cpp clears
+// the recurrent state of a layer before it computes the layer before. So the layer of the memory decides. When layers
+// of other stages are guests in this stage's memory, they write into the same tensors. Such memories are KV caches,
+// where each layer writes between its own borders; so there the place of the write decides too
 bool CutGraph::owns_write(const ggml_tensor * node, bool between_borders, bool has_guests) const {
     if (range_.il_first == 0 && is_last_) {
         return true;
@@ -181,7 +182,7 @@ bool CutGraph::owns_write(const ggml_tensor * node, bool between_borders, bool h
     return owns(il) && (!has_guests || between_borders);
 }
 
-// no attention of a layer outside the stage may be left
+// throws if a node of the cut graph is the attention of a layer outside the stage
 void CutGraph::check_foreign() const {
     for (const ggml_tensor * node : nodes_) {
         const int32_t il = layer_of(node);
@@ -198,7 +199,8 @@ void CutGraph::check_foreign() const {
     }
 }
 
-// no memory of a layer outside the stage may be read or written: its stage runs over other rows, in a cache of its own
+// throws if the cut graph reads or writes the memory of a layer outside the stage: the stage of that layer runs over
+// other rows, in its own cache
 void CutGraph::check_memory() const {
     if (range_.il_first == 0 && is_last_) {
         return;
@@ -220,7 +222,7 @@ void CutGraph::check_memory() const {
     }
 }
 
-// with guests, the place in the graph has told whose a write is: then each tensor of ours is written just once
+// checks the choice of owns_write when there are guests: each tensor of the stage's own layers must be written once
 void CutGraph::check_written_once(ggml_cgraph * whole) const {
     std::unordered_map<const ggml_tensor *, int32_t> n_writes;
     for (int i = 0; i < ggml_graph_n_nodes(whole); ++i) {
@@ -242,7 +244,7 @@ void CutGraph::check_written_once(ggml_cgraph * whole) const {
     }
 }
 
-// inputs whose class we know and that hold nothing of the prompt's content leave rows free to share a ubatch
+// rows of different kinds may share a ubatch only if every input is of a known class and holds no content of the prompt
 void CutGraph::find_prompt_reads() {
     std::unordered_set<const ggml_tensor *> content;
     for (const auto & input : result_->inputs) {

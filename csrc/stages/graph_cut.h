@@ -4,9 +4,9 @@
 // Out: a graph from the hidden state entering il_first ([..., n_tokens], an input leaf; none for il_first = 0) to the
 //      hidden state leaving il_last - 1, or to the logits for the last stage.
 // Borders are found by liveness: the last point before the next layer's first node where exactly one tensor that
-// depends on a layer is still needed. A write into a memory belongs to the stage whose layer owns the tensor written
-// to. Knows nothing of images and policies. Throws StageError when a border does not exist, or when another stage's
-// attention or memory would be needed.
+// depends on a layer is still needed. A write into a memory belongs to the stage whose layer owns the written tensor.
+// Knows nothing of images and policies. Throws StageError when a border does not exist, or when the stage would need
+// the attention or the memory of another stage.
 #pragma once
 
 #include <cstdint>
@@ -36,10 +36,10 @@ class CutGraph {
     CutGraph(const CutGraph &) = delete;
     CutGraph & operator=(const CutGraph &) = delete;
 
-    // builds the whole graph, then cuts; the former graph is gone
+    // builds the whole graph, then cuts it; the graph of an earlier build is freed
     void build(const GraphRequest & request);
 
-    // true when the present graph also fits this request; its inputs are then bound to the new memory context
+    // true when the present graph also fits this request; then the inputs are bound to the new memory context
     bool can_reuse(const GraphRequest & request);
 
     ggml_tensor * input() const { return input_; }    // nullptr for the first stage
@@ -50,7 +50,7 @@ class CutGraph {
     const std::vector<ggml_tensor *> & nodes() const { return nodes_; }
     std::vector<ggml_tensor *> input_leaves() const;
 
-    // operations and weights of the stage, as text: two graphs with one signature compute the same of their inputs
+    // operations and weights of the stage, as text: two graphs with the same signature compute the same function
     std::string signature() const;
 
     // the node or leaf that llama.cpp named `name`, e.g. "kq_soft_max-3"; nullptr when there is none
@@ -59,8 +59,8 @@ class CutGraph {
     const Model & model() const { return model_; }
     StageRange range() const { return range_; }
 
-    // true when the stage still reads the prompt's own tokens or embeddings (first stage, per-layer inputs, deepstack):
-    // then text and image rows must not share a ubatch
+    // true when the stage reads the prompt's tokens or embeddings (first stage, per-layer inputs, deepstack): then text
+    // and image rows must not share a ubatch
     bool reads_prompt() const { return reads_prompt_; }
 
   private:
@@ -84,8 +84,9 @@ class CutGraph {
     ggml_tensor * output_ = nullptr;
 };
 
-// the parts as one graph ready to allocate: leaves that set_inputs fills, then nodes in order. The hidden state
-// entering the first part is a leaf too; those entering the others are taken to be spliced to the part before
+// the parts as one graph ready to allocate: leaves that set_inputs fills, then nodes in order. The hidden state that
+// enters the first part is a leaf too. The hidden states that enter the other parts must be connected to the part
+// before
 ggml_cgraph * assemble(ggml_context * ctx, size_t max_nodes, const std::vector<const CutGraph *> & parts);
 
 // where this graph can be cut

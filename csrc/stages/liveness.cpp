@@ -40,15 +40,16 @@ bool writes_memory(const ggml_tensor * node) {
         case GGML_OP_PERMUTE:
         case GGML_OP_TRANSPOSE:
             return false;
-        default:  // what computes into a view computes in place
+        default:  // an operation whose result is a view writes in place
             return memory_of(node) != nullptr;
     }
 }
 
 namespace {
 
-// Nodes that are a memory, or a view of one, belong to no place in the graph: a recurrent state may be looked up before
-// the layer before is computed, and some architectures rename a memory's tensor only while they build their first graph
+// -1 for nodes that are a memory or a view of a memory: their place in the graph and their name tell no layer. A
+// recurrent state may be read before the layer before is computed, and some architectures rename the tensor of a memory
+// only while they build their first graph
 int32_t layer_of_computed(const ggml_tensor * node) {
     return memory_of(node) ? -1 : layer_of(node);
 }
@@ -90,7 +91,7 @@ ggml_tensor * Liveness::root(ggml_tensor * t) const {
     return t;
 }
 
-// does node i hold, at the border before node `at`, something computed by a layer and still needed?
+// whether node i, at the border before node `at`, holds a value that a layer computed and that is still needed
 bool Liveness::carries(int32_t i, int32_t at) const {
     return depends_on_layer_[i] && last_use_[i] >= at && !nodes_[i]->view_src && !writes_memory(nodes_[i]);
 }

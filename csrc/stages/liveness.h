@@ -13,25 +13,25 @@ struct ggml_cgraph;
 
 namespace atp {
 
-// the layer a node's name ends in ("-7", also "-7 (view)"); -1 when it carries none
+// the layer number at the end of a node's name ("-7", also "-7 (view)"); -1 when the name has none
 int32_t layer_of(const ggml_tensor * node);
 
-// the tensor of a memory (a KV cache, a recurrent state) that `t` is, or is a view of; nullptr when it is neither. Such
-// a tensor outlives the graph and holds no weights
+// the tensor of a memory (a KV cache, a recurrent state), if `t` is such a tensor or a view of one; else nullptr. The
+// tensor of a memory outlives the graph and holds no weights
 const ggml_tensor * memory_of(const ggml_tensor * t);
 
 // the layer a tensor of a memory belongs to, by its name ("cache_k_l7", or renamed "ssm_states-7"); -1 when unknown
 int32_t memory_layer(const ggml_tensor * memory);
 
-// true for a node that writes into such a tensor
+// true for a node that writes into the tensor of a memory
 bool writes_memory(const ggml_tensor * node);
 
 class Liveness {
   public:
     explicit Liveness(ggml_cgraph * graph);
 
-    // the one tensor that carries everything from layers < il to layers >= il; nullptr when several do, with their
-    // number in *n_alive
+    // the only tensor that goes from layers < il to layers >= il; nullptr when several tensors do. *n_alive gets the
+    // number of these tensors
     ggml_tensor * border(int32_t il, int32_t * n_alive = nullptr) const;
 
     int32_t position(const ggml_tensor * node) const;  // -1 when not in the graph

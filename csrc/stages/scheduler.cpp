@@ -9,7 +9,7 @@ namespace atp {
 
 Scheduler::Scheduler(const Model & model) : sched_(model.new_sched(model.max_nodes() + max_map_nodes)) {}
 
-// a graph of one node is like no stage's: allocating it makes the next graph be planned anew
+// a graph of one node differs from the graph of every stage: after its allocation, the next graph is planned anew
 void Scheduler::forget_plan() {
     ggml_init_params ip = {};
     ip.mem_size = ggml_graph_overhead_custom(8, false) + 8 * ggml_tensor_overhead();

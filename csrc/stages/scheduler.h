@@ -1,7 +1,8 @@
 // One ggml scheduler, and so one compute buffer, for graphs of several stages in turn.
 //
-// ggml's allocator replays its last plan for any graph with as many nodes of the same sizes, and two stages can look
-// alike to it while their tensors live differently: forget_plan() must come between them. The buffer stays.
+// ggml's allocator reuses its last plan for every graph with the same number of nodes of the same sizes. Two stages can
+// have such graphs although their tensors are alive at different times: call forget_plan() between two stages. The
+// buffer stays.
 #pragma once
 
 #include <cstddef>
@@ -18,7 +19,7 @@ class Scheduler {
 
     void forget_plan();
     ggml_backend_sched * get() const { return sched_.get(); }
-    size_t bytes() const;  // of the compute buffers, on all backends
+    size_t bytes() const;  // bytes of the compute buffers on all backends
 
   private:
     ggml_backend_sched_ptr sched_;

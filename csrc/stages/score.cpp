@@ -26,17 +26,17 @@ ggml_tensor * soft_max(const CutGraph & cut, int32_t il) {
     return cut.named("kq_soft_max-" + std::to_string(il));
 }
 
-// of rows [begin, end), all heads, the first n elements each: a view
+// a view of the rows [begin, end), of all heads, of the first n elements each
 ggml_tensor * corner_view(ggml_context * ctx, ggml_tensor * t, int64_t n, int64_t begin, int64_t end) {
     return ggml_view_4d(ctx, t, n, end - begin, t->ne[2], t->ne[3], t->nb[1], t->nb[2], t->nb[3], begin * t->nb[1]);
 }
 
-// heads [begin, begin + n) of [n_cells, n_rows, n_head]: a view
+// a view of the heads [begin, begin + n) of [n_cells, n_rows, n_head]
 ggml_tensor * head_view(ggml_context * ctx, ggml_tensor * t, int64_t begin, int64_t n) {
     return ggml_view_3d(ctx, t, t->ne[0], t->ne[1], n, t->nb[1], t->nb[2], begin * t->nb[2]);
 }
 
-// [n_cells, n_rows, n_head] -> [n_cells, n_rows], by halves: each sum reads what is still in the processor's cache
+// [n_cells, n_rows, n_head] -> [n_cells, n_rows], by halves: each sum reads values that are still in the CPU's cache
 ggml_tensor * sum_over_heads(ggml_context * ctx, ggml_tensor * p) {
     const int64_t n = p->ne[2];
     if (n == 1) {
@@ -48,8 +48,8 @@ ggml_tensor * sum_over_heads(ggml_context * ctx, ggml_tensor * p) {
     return n % 2 ? ggml_add(ctx, sum, head_view(ctx, p, n - 1, 1)) : sum;
 }
 
-// softmax(q k^T) of a flash attention node, for some rows, none of which sees a cell from n_cells on:
-// [n_cells, n_rows, n_head]
+// softmax(q k^T) of a flash attention node, [n_cells, n_rows, n_head], for some rows; no row may see a cell from
+// n_cells on
 ggml_tensor * soft_max_of(ggml_context * ctx, ggml_tensor * fa, int64_t n_cells, int32_t begin, int32_t end) {
     float params[3];  // scale, max_bias, logit_softcap
     std::memcpy(params, fa->op_params, sizeof(params));
@@ -60,20 +60,20 @@ ggml_tensor * soft_max_of(ggml_context * ctx, ggml_tensor * fa, int64_t n_cells,
     ggml_tensor * k = corner_view(ctx, fa->src[1], fa->src[1]->ne[0], 0, n_cells);
     ggml_tensor * mask = fa->src[3];
     if (mask) {
-        // contiguous, as a softmax wants it, and F32, because every head reads it once more
+        // contiguous, because a softmax requires it, and F32, because every head reads it again
         mask = ggml_cast(ctx, corner_view(ctx, mask, n_cells, begin, end), GGML_TYPE_F32);
     }
     const int64_t n_rows = end - begin;
     const int64_t n_head = q->ne[2];
     if (n_rows > 1 && n_head > k->ne[2]) {
-        // one product for all heads that share their keys: with a CPU's threads, each product costs two barriers
+        // one product for all heads that share keys: with threads on a CPU, each product costs two barriers
         q = ggml_reshape_3d(ctx, ggml_cont(ctx, q), q->ne[0], n_rows * n_head / k->ne[2], k->ne[2]);
     }
     ggml_tensor * kq = ggml_mul_mat(ctx, k, q);
     ggml_prec_set_acc(kq, GGML_PREC_F32);
     kq = ggml_reshape_3d(ctx, kq, n_cells, n_rows, n_head);
     if (softcap != 0.0f) {
-        // as the node computes it: softcap * tanh(scale * q k / softcap), then a softmax without a scale
+        // the same formula as in the node: softcap * tanh(scale * q k / softcap), then a softmax without a scale
         kq = ggml_scale(ctx, ggml_tanh(ctx, ggml_scale(ctx, kq, scale / softcap)), softcap);
         scale = 1.0f;
     }
@@ -102,7 +102,7 @@ int32_t score_layer(const CutGraph & cut) {
 
 namespace {
 
-// the leaf with the cache cell of each row; nullptr where the memory has none that we know
+// the leaf with the cache cell of each row; nullptr where the memory has no such leaf of a known class
 ggml_tensor * cells_leaf(const CutGraph & cut) {
     ggml_tensor * leaf = nullptr;
     for (const auto & input : cut.result().inputs) {
@@ -165,14 +165,14 @@ int64_t n_heads_of(const ggml_tensor * node) {
     return is_flash(node) ? node->src[0]->ne[2] : node->ne[2];
 }
 
-// the mask, where it is filled by set_inputs
+// the mask, if set_inputs fills it
 const ggml_tensor * mask_leaf(const ggml_tensor * node) {
     const ggml_tensor * mask = is_flash(node) ? node->src[3] : node->src[1];
     return mask && mask->op == GGML_OP_NONE && (mask->flags & GGML_TENSOR_FLAG_INPUT) ? mask : nullptr;
 }
 
-// rows at a time: on a CPU their map stays in the processor's cache, on a device fewer blocks are better. There are at
-// most max_blocks, because each makes nodes
+// number of rows in one block: on a CPU, the map of a block stays in the CPU's cache; on a device, fewer blocks are
+// better. There are at most max_blocks blocks, because each block adds nodes
 int32_t rows_per_block(const CutGraph & cut, int64_t n_rows, int64_t row_size) {
     constexpr int64_t cache_size = 2 << 20;
     constexpr int64_t device_size = 32 << 20;

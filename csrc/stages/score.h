@@ -1,6 +1,6 @@
 // The attention that rows receive, computed inside the stage's own graph.
 //
-// In:  a cut graph and rows of its ubatch whose attention counts.
+// In:  a cut graph, and the rows of its ubatch whose attention is summed.
 // Out: softmax(q k^T * scale + mask) of those rows, summed over heads, per cache cell: of one run of rows the sum
 //      (add_score), or every row by itself (add_attention_map).
 // Taken from the attention node itself (flash attention on: its q, k, mask, sinks, softcap; off: its softmax), never
@@ -32,7 +32,7 @@ ScoreTap add_score(ggml_context * ctx, ggml_cgraph * graph, const CutGraph & cut
 // most nodes that add_attention_map appends, so that a graph and its scheduler can be made large enough
 constexpr size_t max_map_nodes = 4096;
 
-// some rows that follow each other
+// a block of consecutive rows
 struct MapBlock {
     ggml_tensor * map = nullptr;  // F32 [n_cells, n_rows]: attention to cells [0, n_cells), summed over heads
     int32_t row_begin = 0;        // in the ubatch
@@ -42,24 +42,24 @@ struct AttentionMap {
     std::vector<MapBlock> blocks;
     int64_t n_head = 0;
     int64_t n_kv = 0;
-    const ggml_tensor * mask = nullptr;  // the leaf that says which row sees which cell; nullptr: not known
+    const ggml_tensor * mask = nullptr;  // the leaf that states which row sees which cell; nullptr: not known
 };
 
-// appends the nodes for the ubatch rows i with wanted[i]. Per head, the map of few rows at a time exists: some MB.
-// reach[i]: row i sees no cell from reach[i] on. A guess that spares work: read_reach() tells whether it was right
+// appends the nodes for the ubatch rows i with wanted[i]. For each head, the map of a few rows exists at a time: some
+// MB. reach[i]: row i sees no cell from reach[i] on. It may be a guess that saves work; read_reach() gives the truth
 AttentionMap add_attention_map(ggml_context * ctx, ggml_cgraph * graph, const CutGraph & cut,
                                const std::vector<char> & wanted, const std::vector<int32_t> & reach);
 
-// one past the last cell each row of the ubatch sees, from the mask; legal once the inputs are set
+// one past the last cell that each row of the ubatch sees, read from the mask; legal after the inputs are set
 std::vector<int32_t> read_reach(const AttentionMap & map);
 
-// true when no row sees a cell that its block leaves out
+// true when no row sees a cell that the row's block leaves out
 bool covers(const AttentionMap & map, const std::vector<int32_t> & reach);
 
 // the cache cell of each row of the ubatch given to set_inputs; legal only before the graph is computed
 std::vector<int32_t> read_cells(const CutGraph & cut);
 
-// layer the score of this stage would be read from; -1 when it has none
+// the layer that the score of this stage would be read from; -1 when there is no such layer
 int32_t score_layer(const CutGraph & cut);
 
 // why no score can be read from this stage; "" when one can

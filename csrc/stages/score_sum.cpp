@@ -14,7 +14,7 @@ namespace atp {
 
 namespace {
 
-// adds `from` to `to`, which grows
+// adds `from` to `to`; `to` grows to the length of `from`
 template <typename T>
 void accumulate(std::vector<T> & to, const std::vector<T> & from) {
     to.resize(std::max(to.size(), from.size()), T(0));
@@ -56,7 +56,7 @@ size_t ScoreSum::n_nodes() const {
     return kind_ == ScoreKind::none ? 0 : kind_ == ScoreKind::atp ? max_map_nodes : of_one_row;
 }
 
-// rows are taken to have cells in order, behind those before them
+// a guess: the rows lie in the cells after all earlier rows, in order
 std::vector<int32_t> ScoreSum::guess_reach(bool causal) const {
     const auto n = static_cast<int32_t>(rows_.size());
     std::vector<int32_t> reach(n, next_cell_ + n);
@@ -100,7 +100,7 @@ bool ScoreSum::inputs_set(const CutGraph & cut) {
             return false;
         }
     }
-    // now, not after compute: the allocator reuses an input's memory once its last reader has run
+    // read the cells now, not after compute: the allocator reuses an input's memory after the last node that reads it
     const std::vector<int32_t> cells = read_cells(cut);
     for (size_t i = 0; i < rows_.size(); ++i) {
         cell_[rows_[i]] = cells[i];
@@ -143,7 +143,7 @@ RowScores ScoreSum::finish(int32_t n_layer) const {
     bool finite = true;
     const auto per_row = [&](const auto & received, auto & sums, auto divisor) {
         for (const int32_t cell : cell_) {
-            // cells behind those that any scored row could see received nothing
+            // cells after the last cell that a scored row could see received no attention
             const bool seen = cell < static_cast<int32_t>(received.size());
             sums.push_back(seen ? received[cell] / divisor : 0);
             finite = finite && std::isfinite(sums.back());

@@ -21,13 +21,14 @@ struct Stage::Run {
     Interrupt & interrupt;
     ScoreSum score;
     StageOutput out;
-    bool merged = false;         // rows of all kinds share ubatches: their content is never read
-    std::vector<float> no_embd;  // what M-RoPE rows carry instead, because only embeddings keep all sections of pos
+    bool merged = false;         // rows of all kinds share ubatches, because the stage reads no content of the prompt
+    std::vector<float> no_embd;  // embedding of merged M-RoPE rows: only embeddings keep all sections of pos
 };
 
 namespace {
 
-// some architectures cannot build a head of no rows: a ubatch without outputs gives its last row's, which nobody reads
+// some architectures cannot build an output head of no rows: a ubatch without outputs computes the logits of its last
+// row, and nobody reads them
 void want_one_output(const llama_ubatch & ubatch) {
     int8_t * end = ubatch.output + ubatch.n_tokens;
     if (std::find_if(ubatch.output, end, [](int8_t wanted) { return wanted != 0; }) == end) {
@@ -58,7 +59,8 @@ int growing_dim(const Shape & few, const Shape & more) {
 Stage::Stage(const Model & model, StageRange range)
     : model_(model), range_(range), cache_(model, range), side_cache_(model, range), batcher_(model),
       graph_(model, range) {
-    // look at the graphs once: are they legal, what do they read, where do rows lie, where would a score come from
+    // inspect the graphs once: whether they are legal, whether they read the prompt, in which dimension rows lie, and
+    // which layer a score would come from
     cache_.reserve(n_probe, n_probe, 1);
     const ggml_backend_sched_ptr sched = model.new_sched(model.max_nodes());
     const auto build = [&](int32_t n_tokens, bool embeddings) {
@@ -189,7 +191,7 @@ void Stage::compute(Run & run, const Segment & segment, const llama_ubatch & uba
     run.score.computed();
 }
 
-// the logits of the rows that were asked for; a few architectures compute those of all rows
+// copies the logits of the rows that were asked for; a few architectures compute the logits of all rows
 void Stage::read_logits(Run & run, const Segment & segment, const llama_ubatch & ubatch) const {
     const ggml_tensor * logits = graph_.output();
     const int64_t n_outputs = n_outputs_of(ubatch);
@@ -214,7 +216,7 @@ void Stage::read_logits(Run & run, const Segment & segment, const llama_ubatch &
     }
 }
 
-// of row i of the live rows
+// for row i of the live rows
 bool Stage::wants_logits(const Run & run, size_t i) const {
     return graph_.is_last() && (run.in.all_logits || i + 1 == run.in.live->size());
 }

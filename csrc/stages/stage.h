@@ -2,8 +2,8 @@
 //
 // In:  live rows and, from the second stage on, their hidden states [n_live][row_size].
 // Out: hidden states of the same rows, or the logits of the last row; on request the score of every live row.
-// Knows no reason for dropping rows. Throws StageError, PlanError (scores), Cancelled; after a throw the caller removes
-// the sequence from the cache and nothing else has changed.
+// Knows no reason for dropping rows. Throws StageError, PlanError (scores), Cancelled. After a throw, the caller
+// removes the sequence from the cache; nothing else has changed.
 #pragma once
 
 #include <cstdint>
@@ -23,7 +23,7 @@ struct StageInput {
     const Sequence * seq = nullptr;
     const std::vector<int32_t> * live = nullptr;  // indices into seq->rows, ascending
     int32_t seq_id = 0;
-    StageCache * cache = nullptr;  // what it goes through and into: the stage's own, or its side cache
+    StageCache * cache = nullptr;  // the cache to read and write: the stage's own cache, or its side cache
     ScoreKind score = ScoreKind::none;
     bool merge_kinds = false;  // text and image rows may share a ubatch where the stage does not read the prompt
     bool all_logits = false;   // the last stage gives logits of all rows, not of the last one only
@@ -38,25 +38,25 @@ class Stage {
   public:
     Stage(const Model & model, StageRange range);
 
-    // hidden: in and out (cleared by the last stage)
-    // sched: may be shared with other stages if its plan is forgotten between them (scheduler.h)
+    // hidden: in and out (the last stage clears it)
+    // sched: several stages may share one scheduler if its plan is forgotten between them (scheduler.h)
     StageOutput prefill(const StageInput & in, HiddenRows & hidden, ggml_backend_sched * sched, Interrupt & interrupt);
 
     StageRange range() const { return range_; }
     StageCache & cache() { return cache_; }
     const StageCache & cache() const { return cache_; }
 
-    // of one prompt, beside the cache of many: attention there does not look at the cells of others
+    // a cache for one prompt, besides the common cache: attention in it does not visit the cells of other prompts
     StageCache & side_cache() { return side_cache_; }
     const StageCache & side_cache() const { return side_cache_; }
 
-    size_t cell_bytes() const { return cell_bytes_; }  // of the cache, in all layers of the stage
+    size_t cell_bytes() const { return cell_bytes_; }  // bytes of one cell of the cache, in all layers of the stage
 
     // why a policy behind this stage can have no scores; "" when it can
     const std::string & why_no_score() const { return why_no_score_; }
 
   private:
-    struct Run;  // what one prefill accumulates over its ubatches
+    struct Run;  // the state of one prefill over its ubatches
     void run_segment(Run & run, const Segment & segment);
     void run_ubatch(Run & run, const Segment & segment, const llama_ubatch & ubatch,
                     const llama_memory_context_i & memory);

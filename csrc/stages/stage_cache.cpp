@@ -18,7 +18,7 @@ struct LayerOwner {
     const llama_hparams & hparams;
     StageRange range;
     bool iswa = false;
-    int32_t stand_in_full = -1;  // a layer of a kind the stage has none of, so that iSWA's two caches both exist
+    int32_t stand_in_full = -1;  // a layer of a kind that the stage lacks, so that both caches of iSWA exist
     int32_t stand_in_swa = -1;
     int32_t asked_reuse = -1;
 
@@ -66,7 +66,7 @@ struct LayerOwner {
     }
 };
 
-// memory of all layers, as llama.cpp makes it: exact for every architecture, more bytes
+// the memory of all layers, as llama.cpp makes it: exact for every architecture, but it takes more bytes
 llama_memory_i * whole_memory(const Model & model, uint32_t n_cells, uint32_t n_seq) {
     llama_memory_params mp = {};
     mp.type_k = model.type_k();
@@ -87,7 +87,7 @@ void check_layers(const llama_kv_cache & cache, const LayerOwner & owner) {
     }
 }
 
-// a foreign layer points at the cache of one of ours, so their rows must be equally wide
+// a foreign layer points at the cache of one of the stage's layers, so rows of both layers must be equally wide
 bool equal_heads(const llama_hparams & hp, bool iswa) {
     for (uint32_t il = 1; il < hp.n_layer(); ++il) {
         for (uint32_t other = 0; other < il; ++other) {
@@ -101,7 +101,7 @@ bool equal_heads(const llama_hparams & hp, bool iswa) {
     return true;
 }
 
-// whether a cache of the stage's layers alone can be made
+// whether a cache that holds only the stage's layers can be made
 bool can_own_layers_only(const Model & model) {
     const llama_hparams & hp = model.llama()->hparams;
     const bool iswa = model.memory_kind() == MemoryKind::kv_iswa;
@@ -153,7 +153,8 @@ StageCache::StageCache(const Model & model, StageRange range)
 StageCache::~StageCache() = default;
 
 int32_t StageCache::cell_step(const Model & model) {
-    // GPU attention kernels want rows in steps of 256; a CPU does not, and small steps keep the cache small
+    // GPU attention kernels need a number of cells that is a multiple of 256. A CPU does not, and small steps keep the
+    // cache small
     return model.all_on_cpu() ? 64 : 256;
 }
 
@@ -189,7 +190,7 @@ size_t StageCache::cell_bytes() const {
     if (!memory_) {
         return 0;
     }
-    // sliding windows have cells of their own, and another number of them
+    // sliding windows have their own cells, and another number of cells
     if (const auto * iswa = dynamic_cast<const llama_kv_cache_iswa *>(memory_.get())) {
         const llama_kv_cache * base = iswa->get_base();
         const llama_kv_cache * swa = iswa->get_swa();

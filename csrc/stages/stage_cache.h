@@ -1,5 +1,5 @@
-// The KV cache of one stage: layers [il_first, il_last) only, and only as many cells as asked for (architectures with
-// another kind of memory get llama.cpp's own, for all layers).
+// The KV cache of one stage: layers [il_first, il_last) only, and only as many cells as asked for. (Architectures with
+// another kind of memory get llama.cpp's own memory, for all layers.)
 //
 // Several sequences may live in it (unified cells). Knows nothing of images or policies.
 // Throws StageError; a throw leaves no cache behind.
@@ -22,26 +22,27 @@ class StageCache {
     StageCache(const Model & model, StageRange range);
     ~StageCache();
 
-    // makes room for n_cells, of n_seq sequences: empties the cache when it already has just that size, else builds a
-    // new one and returns true. Only legal while no sequence is alive in it
+    // makes room for n_cells cells of n_seq sequences: empties the cache if it already has this size, else builds a new
+    // cache and returns true. Only legal while no sequence is alive in the cache
     bool reserve(int32_t n_cells, int32_t n_ubatch, int32_t n_seq);
 
-    // caches come in multiples of so many cells
+    // the number of cells of a cache is a multiple of this
     static int32_t cell_step(const Model & model);
 
-    // true when the other stages' layers point into the tensors of this one's layers
+    // true when the layers of other stages point into the tensors of this stage's layers
     bool has_guests() const { return has_guests_; }
 
     llama_memory_i * memory() const { return memory_.get(); }
     int32_t n_cells() const { return n_cells_; }
-    size_t bytes() const;       // of the real buffers
-    size_t cell_bytes() const;  // of one cell, in all layers
+    size_t bytes() const;       // bytes of the real buffers
+    size_t cell_bytes() const;  // bytes of one cell, in all layers
 
     void share(int32_t from, int32_t to, int32_t n_pos);  // the first positions of `from` belong to `to` as well
-    void copy(const StageCache & other, int32_t from, int32_t to);  // that cache's sequence `from` becomes our `to`
-    void remove(int32_t seq_id, int32_t first, int32_t last);  // positions [first, last) of it; last -1: all behind
+    void copy(const StageCache & other, int32_t from,
+              int32_t to);                                     // copies sequence `from` of `other` to sequence `to`
+    void remove(int32_t seq_id, int32_t first, int32_t last);  // positions [first, last); last -1: to the end
     void remove(int32_t seq_id);                               // forget one sequence
-    void wipe();                                               // forget all, the values in the buffers too
+    void wipe();                                               // forget all sequences and set the buffers to 0
     void release();                                            // free the buffers
 
   private:

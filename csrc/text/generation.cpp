@@ -37,7 +37,7 @@ size_t undecided(const std::vector<std::string> & stop, const std::string & text
 Generation::Generation(const Model & model, GenerationParams params)
     : params_(std::move(params)), sampler_(model, params_.sampling) {}
 
-// gives on_text what is new among the first n_bytes; false: it wants no more
+// gives on_text the new part of the first n_bytes; false: on_text ends the caption
 bool Generation::show(size_t n_bytes) {
     const size_t whole = whole_utf8(text_.substr(0, n_bytes));
     if (!params_.on_text || whole <= n_shown_) {
@@ -52,7 +52,7 @@ bool Generation::end(const char * reason) {
     finish_reason_ = reason;
     text_.resize(whole_utf8(text_));
     if (finish_reason_ == "cancelled") {
-        text_.resize(n_shown_);  // what was held back was never shown
+        text_.resize(n_shown_);  // drop the text that was held back and never given to on_text
     } else {
         show(text_.size());
     }

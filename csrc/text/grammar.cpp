@@ -12,7 +12,7 @@ namespace atp {
 
 namespace {
 
-// ways to read the text so far that are followed at once; each costs time at each token
+// most ways to read the text so far that are followed at once; each way costs time at each token
 constexpr size_t n_stacks_max = 4096;
 
 }  // namespace
@@ -26,7 +26,7 @@ Grammar::Grammar(const Model & model, const std::string & text)
     }
 }
 
-// whether the token's text is what llama.cpp's grammar takes it for, and goes on as valid UTF-8
+// whether the token has a text, and the text so far stays valid UTF-8 with it
 bool Grammar::is_text(int32_t token) const {
     Utf8State state = utf8_;
     const std::string piece = token_piece(model_.vocab(), token);

@@ -13,8 +13,8 @@ namespace atp {
 
 namespace {
 
-// Before a rule's first character stand rules, and rules before theirs. llama.cpp recurses for each in a row, and
-// follows each way through them.
+// A rule can begin with another rule, which can begin with a third rule, and so on. llama.cpp recurses once for each
+// rule in such a row, and follows each way through the rules.
 constexpr uint32_t depth_max = 1000;
 constexpr uint64_t ways_max = 20000;          // of one rule
 constexpr uint64_t weight_max = 2'000'000;    // sum of the lengths of one rule's ways
@@ -59,7 +59,7 @@ void parse(const std::string & text, llama_grammar_parser & parser) {
     }
 }
 
-// which rules can be nothing at all
+// which rules can match the empty text
 std::vector<bool> find_nullable(const llama_grammar_rules & rules) {
     struct Alternative {
         uint32_t rule;
@@ -129,7 +129,7 @@ struct Cost {
 std::string rule_name(const llama_grammar_parser & parser, uint32_t rule) {
     for (const auto & [name, id] : parser.symbol_ids) {
         if (id == rule) {
-            return quoted(name.substr(0, name.find('_')));  // what stands behind it names a part, made by the parser
+            return quoted(name.substr(0, name.find('_')));  // the parser adds what follows '_' to name a part of a rule
         }
     }
     return "";

@@ -1,5 +1,5 @@
-// Does a text end in a loop? It does when its last tokens are one cycle of up to 64 tokens, word for word, three times
-// or more, and 64 tokens at least. Shorter is left alone: lists, "ha ha ha", the rule of a table.
+// Whether a text ends in a loop: its last tokens are the same sequence of up to 64 tokens, three times or more, and 64
+// tokens or more in all. Shorter repetitions are allowed: lists, "ha ha ha", the line in a table.
 //
 // Knows token ids only. Throws nothing.
 #pragma once

@@ -64,7 +64,7 @@ void Sampler::add_penalties(const SamplingParams & params) {
     if (!any || params.repeat_last_n <= 0) {
         return;
     }
-    n_wanted_ = model_.n_vocab();  // the likeliest may not be so any more
+    n_wanted_ = model_.n_vocab();  // penalties may change which tokens are the likeliest
     add(llama_sampler_init_penalties(model_.n_vocab(), params.repeat_last_n, params.repeat_penalty,
                                      params.frequency_penalty, params.presence_penalty));
 }
@@ -82,7 +82,7 @@ int32_t Sampler::sample(const float * logits) {
         grammar_->accept(token);
     }
     if (chain_) {
-        llama_sampler_accept(chain_.get(), token);  // not one that the grammar refused
+        llama_sampler_accept(chain_.get(), token);  // only the final token, not a token that the grammar refused
     }
     return token;
 }

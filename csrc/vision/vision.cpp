@@ -251,7 +251,7 @@ const float * Vision::encode_chunk(const mtmd_input_chunk * chunk) const {
     return mtmd_get_output_embd(ctx_.get());
 }
 
-// the next rows of those that are known
+// the next rows of the known rows
 const float * Vision::known_rows(const KnownRows & known, const Sequence & seq, size_t n_tokens) const {
     const auto first = static_cast<size_t>(seq.n_image_tokens());
     if (known.n_embd != static_cast<size_t>(model_.n_embd_inp())) {
@@ -316,7 +316,7 @@ void Vision::add_image_chunk(Sequence & seq, const mtmd_input_chunk * chunk, con
     }
 }
 
-// libmtmd makes them of memory that nobody has written, times 0: now and then they are no numbers
+// writes the line breaks: libmtmd computes them as uninitialised memory times 0, and sometimes the result is NaN
 void Vision::write_breaks(Sequence & seq, const ImageSpan & span) const {
     const auto n_embd = static_cast<size_t>(model_.n_embd_inp());
     const size_t first = seq.embd.size() / n_embd - static_cast<size_t>(span.n_tokens);
@@ -335,8 +335,8 @@ void Vision::add_tiles(Sequence & seq, const mtmd_input_chunk * chunk, const std
     }
 }
 
-// first: the overview as libmtmd found it in the prompt. The others are put before it one by one, each as an image of
-// a prompt of its own
+// first: the overview, as libmtmd found it in the prompt. The tiles are given to libmtmd one by one, each as the image
+// of a separate prompt
 std::vector<float> Vision::encode_tiles(const mtmd_input_chunk * first, const RgbImage & image,
                                         Interrupt & interrupt) const {
     const size_t n_tokens = mtmd_input_chunk_get_n_tokens(first);

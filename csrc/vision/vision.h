@@ -49,8 +49,8 @@ struct VisionParams {
     int32_t n_threads = 0;  // of the encoder; 0: as many as the model has
 };
 
-// A prompt in libmtmd's parts, its images resized and normalised: all is done but what the encoder does. Of tiles the
-// pixels are still needed and have to live as long.
+// A prompt in libmtmd's parts. Its images are resized and normalised; only the encoder's work is left. The pixels of
+// tiles are still needed: they must live as long as this object.
 struct PreparedPrompt {
     std::unique_ptr<mtmd_input_chunks, void (*)(mtmd_input_chunks *)> chunks;
     std::vector<RgbImage> images;
@@ -65,8 +65,8 @@ class Vision {
     // from any thread
     PreparedPrompt prepare(const std::string & prompt, const std::vector<RgbImage> & images) const;
 
-    // one at a time; of what this object prepared. known: what an earlier encode of the same images gave; the encoder
-    // does not run
+    // call it from one thread at a time, with a prompt that this object prepared. known: the result of an earlier
+    // encode of the same images; then the encoder does not run
     Sequence encode(const PreparedPrompt & prompt, const std::optional<KnownRows> & known, Interrupt & interrupt) const;
 
     static std::string media_marker();
@@ -90,7 +90,7 @@ class Vision {
                                     Interrupt & interrupt) const;
 
     const Model & model_;
-    const uint64_t id_;  // no other has it
+    const uint64_t id_;  // unique: no other Vision has this id
     ProjectorFile file_;
     std::unique_ptr<mtmd_context, void (*)(mtmd_context *)> ctx_;
 };

@@ -5,7 +5,7 @@ with atp_cpp.Captioner("llava.gguf", mmproj="mmproj.gguf", policy="fastv:keep=0.
     caption = cap.caption("cat.jpg", "Describe the image.")
     print(caption.text, caption.report.n_kept)
 
-Everything that the documentation names is here, but for the program's own modules.
+Every name in the documentation is here, except the modules of the program ``atp-cpp``.
 """
 
 from typing import Any
@@ -56,7 +56,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """convert_hf: the converter is imported when it is asked for."""
+    """Imports convert_hf, and with it the converter, on first use."""
     if name == "convert_hf":
         from atp_cpp.convert import convert_hf
 

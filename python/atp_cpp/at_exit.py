@@ -1,8 +1,8 @@
-"""The end of the program, while threads of ours or of the user's are still captioning.
+"""The end of the program, while threads are still captioning.
 
-Python does not wait for daemon threads: it ends them where they are, and one that is inside the
-engine takes the process down with it. So at exit the engine is asked to stop first, all calls leave
-it, and threads that feed a stream are waited for.
+Python does not wait for daemon threads: it ends them where they are. A thread that is ended inside
+the engine takes the process down. So at exit the engine is first asked to stop, all calls leave the
+engine, and the program waits for the threads that feed a stream.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["wait_for"]
 _PATIENCE = (
     60.0  # s; a vision encoder's image, or a model that is being loaded, cannot be cut short
 )
-_CALLBACK = 2.0  # s, of a callback of the user's, which may wait for something that never comes
+_CALLBACK = 2.0  # s that a user's callback gets at exit; a callback may wait for ever
 
 _threads: weakref.WeakSet[threading.Thread] = weakref.WeakSet()
 
 
 def wait_for(thread: threading.Thread) -> None:
-    """Has a thread waited for at exit; it must end once the engine's calls do."""
+    """Makes the program wait for `thread` at exit; it must end when the engine's calls end."""
     _threads.add(thread)
 
 

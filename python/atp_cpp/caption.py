@@ -1,4 +1,4 @@
-"""What comes out for one prompt."""
+"""The result of one prompt."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from atp_cpp.options.plan import CutSpec
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """What came out for one prompt.
+    """The result of one prompt.
 
     Attributes:
-        text: the answer, white space at its ends dropped.
-        finish_reason: "stop" (the model, a stop text or the grammar ended it), "length" (n_predict
-            reached), "repetition" (a loop, of which the text keeps one round) or "cancelled".
+        text: the answer, without white space at its ends.
+        finish_reason: "stop" (the model, a stop text or the grammar ended the answer), "length"
+            (n_predict was reached), "repetition" (the answer ran into a loop; the text keeps one
+            round of the loop) or "cancelled".
         report: counts, times and bytes; see ``atp_cpp._core.Report``.
         plan: the cuts that were made, as layer counts.
         t_load: ms to open the images, and to prepare them if the projector's file says how.
-        views: what each grid of the report shows of its image; empty where libmtmd prepared it.
+        views: for each patch grid of the report, which part of the image it shows. Empty where
+            libmtmd prepared the image.
     """
 
     text: str

@@ -1,8 +1,8 @@
 """A picklable callable, dict of arrays -> dict of arrays: the unit of Ray Data, Daft and Spark.
 
-:class:`CaptionBatch` holds settings until it is called; the model is loaded then, in the process
-that calls it, once. How calls are spread over processes and machines, and what is done again when
-one of them dies, is the framework's work: nothing here schedules.
+:class:`CaptionBatch` holds settings only. The first call loads the model, once, in the process that
+makes the call. Nothing here schedules: the framework spreads the calls over processes and machines,
+and repeats the calls of a process that died.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from atp_cpp.prompts.prompt import DEFAULT_PROMPT
 
 __all__ = ["OUTPUT_COLUMNS", "CaptionBatch"]
 
-# name -> type of the arrays that come out; texts are Python's own, in arrays of objects
+# column name -> type of the array that comes out; texts are Python str in arrays of objects
 OUTPUT_COLUMNS: dict[str, type] = {
     "custom_id": object,
     "prompt": object,
@@ -51,40 +51,43 @@ class CaptionBatch:
     """Captions the images of one batch a call.
 
     In: a column of images, each a path, encoded bytes, uint8 [h, w, 3] or ``{"bytes": …, "path":
-    …}``; if wanted columns of ids and of prompts. Out, in the same order and length: all columns
-    that came in but the images, and those of ``OUTPUT_COLUMNS``, always of these types. They are
-    what a Row has, but ``n_kept`` is one number: image tokens alive after the last cut. Without a
-    column of ids it is the path, or the sha256 of the image; ids that came in keep their type. An
-    image that cannot be captioned has status "error" and the reason in "error"; it never raises.
+    …}``; optionally a column of ids and a column of prompts. Out, in the same order and length: all
+    input columns except the images, and the columns of ``OUTPUT_COLUMNS``, always of these types.
+    The output columns are the fields of a Row, but ``n_kept`` is one number: the image tokens alive
+    after the last cut. Without a column of ids, the id is the path, or the sha256 of the image;
+    given ids keep their type. An image that cannot be captioned gets status "error" and the reason
+    in "error"; such an image never raises.
 
-    Pickles hold the settings alone, also after use. Names of model files are made absolute here;
-    the files must be there under these names wherever it is called.
+    A pickle holds the settings alone, also after use. Names of model files are made absolute here.
+    The files must have the same names on every machine where the object is called.
 
     Args:
-        model: see Captioner.
-        mmproj: see Captioner.
-        atp: see Captioner.
-        policy: see Captioner.
-        budget: see Captioner.
-        prompt: the question, where no column asks another.
+        model: GGUF of the text model; None for the built-in demo model.
+        mmproj: GGUF of the vision projector that belongs to ``model``.
+        atp: GGUF of the ATP sidecar that was trained for ``model``.
+        policy: cuts and the policy at each cut; see Captioner.
+        budget: of the policy atp: the mean of the image tokens over the layers; see Captioner.
+        prompt: the question for images without a question in the column of prompts.
         batch_size: captions under way at once. Give each call several times as many images.
-        sampling: see Captioner.caption.
-        kv_budget: see Captioner.caption_many.
-        n_load_threads: see Captioner.caption_many.
-        n_gpu_layers: see Captioner.
-        n_ctx: see Captioner.
-        n_ubatch: see Captioner.
-        n_threads: CPU threads of one process; 0 takes all cores, which several processes on one
-            machine must not.
-        n_threads_encode: see Captioner.
-        flash_attn: see Captioner.
-        type_k: see Captioner.
-        type_v: see Captioner.
-        self_test: see Captioner.
+        sampling: how tokens are drawn; greedy, at most 128 tokens, if not given.
+        kv_budget: bytes that all caches may take together, or a text such as "2G"; half of the
+            free memory if not given.
+        n_load_threads: threads that open images; one for each CPU core up to 4 if not given.
+        n_gpu_layers: layers on the accelerator; -1 for all, 0 for none.
+        n_ctx: positions that a prompt and its answer may take together.
+        n_ubatch: rows computed at once.
+        n_threads: CPU threads of one process. 0 takes all cores: do not use 0 when several
+            processes run on one machine.
+        n_threads_encode: more CPU threads, for the vision encoder alone. 0: the encoder uses
+            the ``n_threads`` threads, and encoder and decoder take turns.
+        flash_attn: "auto", "on" or "off".
+        type_k: element type of the key cache, "f16", "f32", "q8_0" …
+        type_v: element type of the value cache.
+        self_test: compare the staged decoder with plain llama.cpp at load.
         image_column: name of the images' column.
-        id_column: name of the ids' column; it may be missing in a batch.
-        prompt_column: name of the prompts' column; it may be missing in a batch. None or "" there
-            asks ``prompt``.
+        id_column: name of the ids' column; the column may be missing in a batch.
+        prompt_column: name of the prompts' column; the column may be missing in a batch. A value
+            of None or "" asks ``prompt``.
     """
 
     _captioner: Captioner | None
@@ -151,8 +154,9 @@ class CaptionBatch:
             Column name -> array; see the class.
 
         Raises:
-            AtpError: no column of images, or columns of several lengths; ModelError and PlanError
-                if the model cannot be loaded so.
+            AtpError: the column of images is missing, or the columns have different lengths.
+            ModelError: the model cannot be loaded.
+            PlanError: the cuts cannot be run by this model.
         """
         images = self._checked(batch)
         with self._lock:
@@ -180,16 +184,16 @@ class CaptionBatch:
     def _unloaded(self) -> None:
         self._lock = threading.Lock()  # one batch at a time
         self._captioner = None
-        self._pid = 0  # of the process that loaded it
+        self._pid = 0  # id of the process that loaded the model
 
     def _loaded(self) -> Captioner:
-        """The model; a child that was forked off loads its own and leaves its parent's alone."""
+        """The loaded model. A forked child loads its own model and never uses the parent's."""
         if self._captioner is None or self._pid != os.getpid():
             self._captioner, self._pid = Captioner(**self._load), os.getpid()
         return self._captioner
 
     def _checked(self, batch: Mapping[str, Any]) -> Any:
-        """The images of a batch that can be."""
+        """The column of images; AtpError if the batch cannot be captioned."""
         name = self._columns["image"]
         if name not in batch:
             raise AtpError(
@@ -217,7 +221,7 @@ def _absolute(path: str | os.PathLike[str] | None) -> Path | None:
 
 
 def _item(value: Any, prompt: str) -> Item:
-    """What stands in a column of images, as an item; called by its path where it has one."""
+    """One value of the column of images as an Item, which is named by its path if it has one."""
     source = value
     if isinstance(value, Mapping):  # a column of images of the datasets library
         source = value.get("bytes") or value.get("path")
@@ -234,7 +238,7 @@ def _item(value: Any, prompt: str) -> Item:
 
 
 def _prompt(value: Any) -> str:
-    """A prompt of a column; "" for what stands for none there: None, or pandas' NaN."""
+    """One value of the column of prompts; "" for a missing one: None, or the NaN of pandas."""
     return "" if value is None or value != value else str(value)
 
 
@@ -252,7 +256,7 @@ def _columns_of(rows: Sequence[Row]) -> dict[str, NDArray[Any]]:
 
 
 def _texts(values: Sequence[Any]) -> NDArray[Any]:
-    """An array of the objects themselves, whatever they are."""
+    """An array of objects that holds the values unchanged."""
     column = np.empty(len(values), dtype=object)
     for i, value in enumerate(values):
         column[i] = value
@@ -260,7 +264,7 @@ def _texts(values: Sequence[Any]) -> NDArray[Any]:
 
 
 def _array(values: Any) -> NDArray[Any]:
-    """A column that is handed through, as it is, or as an array if it is none."""
+    """An input column that goes to the output: unchanged if it is an array, else made an array."""
     if isinstance(values, np.ndarray):
         return values
     if hasattr(values, "__array__"):  # a pandas Series

@@ -1,7 +1,7 @@
-"""The public face: one object that turns images into text.
+"""The class that users call: one object that turns images into text.
 
-A captioner is a :class:`~atp_cpp.session.Session`, the loaded model, with the methods that people
-call. Each checks its arguments and hands over to the module that does the work.
+A Captioner is a :class:`~atp_cpp.session.Session`, the loaded model, with the methods for users.
+Each method checks its arguments and calls the module that does the work.
 """
 
 from __future__ import annotations
@@ -30,34 +30,38 @@ from atp_cpp.session import first_plan
 
 
 class Captioner(ChatSession):
-    """A loaded model and its vision projector, for as many captions as wanted.
+    """A loaded model and its vision projector, for any number of captions.
 
-    Use it as a context manager, or call :meth:`close`. Calls from several threads wait for each
-    other.
+    Use a Captioner as a context manager, or call :meth:`close`. Calls from several threads wait for
+    each other.
 
     Args:
         model: GGUF of the text model; None for the built-in demo model.
-        mmproj: GGUF of its vision projector; belongs to ``model``.
-        atp: GGUF of its ATP sidecar, the thresholds trained for ``model``; the demo model has its
-            own.
-        policy: cuts and who chooses there, as text ("fastv:keep=0.25,after=2", "atp", "none"),
-            CutSpec, or several of these. None: atp if there is a sidecar, else nothing is dropped.
-        budget: of atp: image tokens in the mean over layers, as a fraction (float in (0, 1]) or a
-            count (int). None: the learned thresholds alone decide.
+        mmproj: GGUF of the vision projector that belongs to ``model``.
+        atp: GGUF of the ATP sidecar, which holds the thresholds trained for ``model``. The demo
+            model has its own sidecar.
+        policy: the cuts and the policy at each cut, as text ("fastv:keep=0.25,after=2", "atp",
+            "none"), as a CutSpec, or as several of these. None: atp if there is a sidecar, else
+            nothing is dropped.
+        budget: of the policy atp: the mean of the image tokens over the layers, as a fraction
+            (float in (0, 1]) or a count (int). None: the learned thresholds alone decide.
         n_gpu_layers: layers on the accelerator; -1 for all, 0 for none.
-        n_ctx: positions a prompt and its answer may take together.
+        n_ctx: positions that a prompt and its answer may take together.
         n_ubatch: rows computed at once.
         n_threads: CPU threads; 0 lets the engine choose.
-        n_threads_encode: more threads, for the vision encoder, so that in a batch it works beside
-            the decoder; 0: it has n_threads and they take turns.
+        n_threads_encode: more CPU threads, for the vision encoder alone, so that encoder and
+            decoder work at the same time in a batch. 0: the encoder uses the ``n_threads`` threads,
+            and encoder and decoder take turns.
         flash_attn: "auto", "on" or "off".
         type_k: element type of the key cache, "f16", "f32", "q8_0" …
         type_v: element type of the value cache.
         self_test: compare the staged decoder with plain llama.cpp at load.
 
     Raises:
-        ModelError: a file that cannot be used, a model without vision, or a sidecar of another one.
-        PlanError: cuts that this model cannot run; atp or a budget without a sidecar.
+        ModelError: a file cannot be used, the model has no vision, or the sidecar was trained for
+            another model.
+        PlanError: this model cannot run the cuts; or atp or a budget is asked for without a
+            sidecar.
     """
 
     def __init__(
@@ -105,19 +109,20 @@ class Captioner(ChatSession):
 
         Args:
             image: path, encoded bytes, open file, Pillow image or uint8 [h, w, 3]; or a list of
-                these, all seen in one prompt.
+                these, which all go into one prompt.
             prompt: the question.
-            policy: cuts for this call instead of the captioner's; "none" to prune nothing.
-            sampling: how to draw; greedy, at most 128 tokens, if not given.
-            on_token: called with each new piece of text; returning False ends the caption there.
+            policy: cuts for this call, in place of the captioner's cuts; "none" to prune nothing.
+            sampling: how tokens are drawn; greedy, at most 128 tokens, if not given.
+            on_token: a function that gets each new piece of text; if it returns False, the caption
+                ends there.
 
         Raises:
-            ImageError: an image that cannot be opened.
-            PlanError: cuts that this model cannot run.
-            StageError: for instance a context too small for the prompt.
-            AtpError: the captioner is closed or has a caption_many open, or the prompt holds the
+            ImageError: an image cannot be opened.
+            PlanError: this model cannot run the cuts.
+            StageError: the stages failed; for instance, the context is too small for the prompt.
+            AtpError: the captioner is closed or a caption_many is open, or the prompt contains the
                 media marker.
-            KeyboardInterrupt: Ctrl-C, within one decode step.
+            KeyboardInterrupt: Ctrl-C; raised within one decode step.
         """
         plan = self.plan_of(policy)
         started = time.perf_counter()
@@ -142,36 +147,38 @@ class Captioner(ChatSession):
         overlap: bool | None = None,
         on_error: OnError = "record",
     ) -> CaptionRun:
-        """Answers one prompt, or several, about each of many images, as many at once as told.
+        """Answers one prompt, or several, about each of many images; several captions run at once.
 
-        Nothing is done before the first row is asked for, and only a few images beyond the rows
-        asked for are opened: `images` may be endless. No other caption can be made by this
-        Captioner until all rows were given or the run was closed.
+        The work begins when the first row is asked for. Only a few images are opened ahead, so
+        `images` may be endless. This Captioner can make no other caption until all rows were given
+        or the run was closed.
 
         Args:
             images: paths, bytes, open files, Pillow images, arrays, or Items, which bring their
                 own prompts.
-            prompt: the question, or several; then there is a row for each.
+            prompt: the question, or several questions; each question of an image gets a row.
             batch_size: captions under way at once.
-            ordered: rows in the order of the images; else as they end.
-            policy: see caption.
-            sampling: see caption; each caption is drawn as if it were alone.
+            ordered: whether rows come in the order of the images; otherwise they come as they end.
+            policy: cuts for this run, in place of the captioner's cuts; "none" to prune nothing.
+            sampling: how tokens are drawn; greedy, at most 128 tokens, if not given. Each caption
+                is drawn as if it were alone.
             kv_budget: bytes that all caches may take together, or a text such as "2G"; half of the
-                free memory if not given. Fewer captions run at once where it is too small.
+                free memory if not given. With a smaller budget, fewer captions run at once.
             embeddings: folder that keeps encoded images between runs.
             n_load_threads: threads that open images; one for each CPU core up to 4 if not given.
-            overlap: encode in a thread while the decoder works; if not given, only where they do
-                not want the same cores: on an accelerator, or with n_threads_encode.
-            on_error: "record": a row of status "error" for whatever fails. "stop": the first such
-                row ends the run; captions under way are ended before.
+            overlap: whether a thread encodes images while the decoder works. If not given, only
+                where encoder and decoder use different cores: on an accelerator, or with
+                n_threads_encode.
+            on_error: "record": every failure gives a row of status "error". "stop": the first such
+                row ends the run, after the captions under way have ended.
 
         Returns:
             An iterator over Rows, with close() and stop().
 
         Raises:
-            AtpError: an argument that cannot be. The run itself raises what `images` raises, after
-                the rows under way.
-            PlanError: cuts that this model cannot run.
+            AtpError: an argument has a value that cannot be used. The run itself raises every
+                exception of `images`, after the rows under way.
+            PlanError: this model cannot run the cuts.
         """
         return start_run(
             self,
@@ -223,26 +230,27 @@ class Captioner(ChatSession):
             atp: name or pattern of the sidecar; if not given, the only ``atp-*.gguf``, if there is
                 one.
             revision: branch, tag or commit; the main branch if not given.
-            token: of the hub; True or None: the one of the user's login, False: none.
-            cache_dir: where files are kept; the hub's own cache if not given.
-            local_files_only: take what is in the cache, and do not ask the hub.
-            policy: see Captioner.
-            budget: see Captioner.
-            n_gpu_layers: see Captioner.
-            n_ctx: see Captioner.
-            n_ubatch: see Captioner.
-            n_threads: see Captioner.
-            n_threads_encode: see Captioner.
-            flash_attn: see Captioner.
-            type_k: see Captioner.
-            type_v: see Captioner.
-            self_test: see Captioner.
+            token: token for the hub. True or None: the token of the user's login; False: no token.
+            cache_dir: folder where files are kept; the hub's own cache if not given.
+            local_files_only: use the files in the cache only, and do not ask the hub.
+            policy: the cuts and the policy at each cut; see Captioner.
+            budget: of the policy atp: the mean of the image tokens over the layers; see Captioner.
+            n_gpu_layers: layers on the accelerator; -1 for all, 0 for none.
+            n_ctx: positions that a prompt and its answer may take together.
+            n_ubatch: rows computed at once.
+            n_threads: CPU threads; 0 lets the engine choose.
+            n_threads_encode: more CPU threads, for the vision encoder alone; see Captioner.
+            flash_attn: "auto", "on" or "off".
+            type_k: element type of the key cache, "f16", "f32", "q8_0" …
+            type_v: element type of the value cache.
+            self_test: compare the staged decoder with plain llama.cpp at load.
 
         Raises:
-            ModelError: the repository or the file is not there, not ours to read, or not the only
-                one that fits; the hub cannot be reached; huggingface-hub is missing; or the files
+            ModelError: the repository or a file does not exist or may not be read; several files
+                fit a name; the hub cannot be reached; huggingface-hub is missing; or the files
                 cannot be used.
-            PlanError: see Captioner.
+            PlanError: this model cannot run the cuts; or atp or a budget is asked for without a
+                sidecar.
         """
         files = hub_files(
             repo_id,

@@ -1,7 +1,7 @@
-"""A loaded model: engine, files, rule for images, prompt, plan, and whose turn it is.
+"""A loaded model: engine, files, rule for images, prompt, plan, and the lock for calls.
 
-:class:`~atp_cpp.captioner.Captioner` is a session with the methods that people call. What makes
-captions (``batch``, ``chat``) takes a session, and knows no captioner.
+:class:`~atp_cpp.captioner.Captioner` is a session with the methods for users. The packages that
+make captions (``batch``, ``chat``) take a session and know no Captioner.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ _BUSY = "this Captioner has a caption_many open; read its rows to the end, or cl
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """What a session is made with. A test passes others, for instance an engine without a model.
+    """The functions that a session calls. A test passes others, such as an engine without a model.
 
     Attributes:
-        engine: makes the engine, as Engine does.
+        engine: makes the engine; called like the class Engine.
         image_spec_of: path of a projector -> how its images are prepared, or None.
-        fingerprint: path of a model file -> a text that changes with what the file holds.
-        note_pair: warns of a model and a projector that do not belong together.
+        fingerprint: path of a model file -> a text that changes with the content of the file.
+        note_pair: warns when a model and a projector do not belong together.
     """
 
     engine: Callable[..., Engine] = Engine
@@ -68,7 +68,7 @@ def first_plan(policy: PolicyLike, budget: Budget | None, atp: Path | None) -> t
     """The cuts that the user asked for; if none: atp where there is a sidecar.
 
     Raises:
-        PlanError: a policy that cannot be read, or atp without a sidecar.
+        PlanError: the policy cannot be read, or atp is asked for without a sidecar.
     """
     plan = parse_plan(policy, budget=budget)
     if policy is None and budget is None and atp is not None:
@@ -84,14 +84,15 @@ class Session:
     Use it as a context manager, or call :meth:`close`.
 
     Args:
-        files: what to load.
-        plan: cuts made where a call names no others, not settled yet.
-        options: how to load it.
-        parts: see Parts; those of the class if not given.
+        files: the files to load.
+        plan: the cuts of calls that name no cuts, not settled yet.
+        options: how to load the model.
+        parts: the functions that the session calls; the parts of the class if not given.
 
     Raises:
-        ModelError: a file that cannot be used, a model without vision, or a sidecar of another one.
-        PlanError: cuts that this model cannot run.
+        ModelError: a file cannot be used, the model has no vision, or the sidecar was trained for
+            another model.
+        PlanError: this model cannot run the cuts.
     """
 
     parts: ClassVar[Parts] = Parts()
@@ -153,17 +154,17 @@ class Session:
 
     @property
     def mmproj(self) -> Path:
-        """GGUF of its vision projector."""
+        """GGUF of the vision projector."""
         return self.files.mmproj
 
     @property
     def atp(self) -> Path | None:
-        """GGUF of its sidecar; None without one."""
+        """GGUF of the ATP sidecar; None without a sidecar."""
         return self.files.atp
 
     @property
     def info(self) -> ModelInfo:
-        """What the model is; stays readable after close()."""
+        """Facts about the model; they stay readable after close()."""
         return self._info
 
     @property
@@ -173,16 +174,16 @@ class Session:
 
     @property
     def plan(self) -> tuple[CutSpec, ...]:
-        """The cuts made unless a call names others, as layer counts in order of depth."""
+        """The cuts of calls that name no cuts, as layer counts in order of depth."""
         return self._plan
 
     @property
     def overlaps(self) -> bool:
-        """Whether the vision encoder and the decoder want different cores or devices."""
+        """Whether the vision encoder and the decoder use different cores or devices."""
         return self._overlaps
 
     def renew_locks(self) -> None:
-        """For a forked child. The engine itself tells whether it can be used there."""
+        """Makes new locks in a forked child. The engine checks whether the child can use it."""
         self._lock = threading.Lock()  # one call of the engine at a time
 
     def close(self) -> None:
@@ -196,12 +197,12 @@ class Session:
         """The cuts that a call names, settled; the session's if it names none.
 
         Raises:
-            PlanError: a policy that cannot be read, or cuts that this model cannot run.
+            PlanError: the policy cannot be read, or this model cannot run the cuts.
         """
         return self._plan if policy is None else self.settle_plan(parse_plan(policy))
 
     def settle_plan(self, plan: Sequence[CutSpec]) -> tuple[CutSpec, ...]:
-        """The plan with layer counts for this model; PlanError if it cannot be run."""
+        """The plan with layer counts for this model; PlanError if the model cannot run the plan."""
         info = self._info
         settled = settle(plan, info.n_layer, info.legal_cuts, info.atp_cuts)
         if settled and not self._info.can_prune:
@@ -210,7 +211,7 @@ class Session:
                 "policy none runs it whole"
             )
         if uses_atp(settled) and self._engine is not None:
-            self._engine.atp_plan(settled[0].budget)  # PlanError if it can never be met
+            self._engine.atp_plan(settled[0].budget)  # PlanError for a budget that is too small
         return settled
 
     def caption_pixels(
@@ -227,11 +228,12 @@ class Session:
 
         Args:
             pixels: uint8 [h, w, 3] each, as load_image returns them.
-            prompt: the question, or a conversation with its images' places.
+            prompt: the question, or a conversation with the places of its images.
             plan: settled cuts, as settle_plan returns them.
-            sampling: see Captioner.caption.
-            on_token: see Captioner.caption.
-            t_load: ms to put into the result.
+            sampling: how tokens are drawn.
+            on_token: a function that gets each new piece of text; if it returns False, the caption
+                ends there.
+            t_load: value for Caption.t_load, in ms.
         """
         draw = sampling or SamplingConfig()
         text = self.render(prompt, len(pixels))
@@ -261,12 +263,12 @@ class Session:
     def config_hash(
         self, *, plan: Sequence[CutSpec] | None = None, sampling: SamplingConfig | None = None
     ) -> str:
-        """16 hex digits that change with whatever changes captions.
+        """A hash of everything that can change a caption, as 16 hex digits.
 
-        A run uses the rows of an earlier run only if they have its own hash.
+        A run reuses the rows of an earlier run only if they have the same hash.
 
         Raises:
-            ModelError: a model file that cannot be read any more.
+            ModelError: a model file cannot be read any more.
         """
         return config_hash(
             model=self.model,
@@ -279,7 +281,7 @@ class Session:
         )
 
     def mmproj_fingerprint(self) -> str:
-        """A text that changes with what the projector's file holds.
+        """A text that changes with the content of the projector's file.
 
         Raises:
             ModelError: the file cannot be read any more.
@@ -288,7 +290,7 @@ class Session:
 
     @contextmanager
     def open_batch(self, plan: Sequence[CutSpec]) -> Iterator[Engine]:
-        """The engine for one run of :mod:`atp_cpp.batch`, with the plan set; one at a time.
+        """The engine for one run of :mod:`atp_cpp.batch`, with the plan set; one run at a time.
 
         Raises:
             AtpError: another run is open, or the session is closed.

@@ -1,19 +1,19 @@
-"""Captions of many images: what goes in, who works when, and what comes out.
+"""Captions of many images.
 
-In the order the data takes: ``source`` names the images, each an :class:`atp_cpp.Item`; ``load``
-opens them in threads; ``run`` encodes them and decodes several captions at once, and begins in
-``run.many``; ``output`` makes rows and puts them where they go. ``run_key`` says which rows belong
-to the same configuration.
+The data passes these packages in this order: ``source`` lists the images, each as an
+:class:`atp_cpp.Item`; ``load`` opens the images in threads; ``run`` encodes the images and decodes
+several captions at once (a run starts in ``run.many``); ``output`` makes rows and writes them.
+``run_key`` computes a hash: rows with the same hash belong to the same configuration.
 
-``item``, ``heap``, ``parquet`` and ``resume`` only give names that stand in ``atp_cpp`` now.
-:class:`atp_cpp.CaptionBatch` is the same for frameworks that bring their own data and processes.
+``item``, ``heap``, ``parquet`` and ``resume`` only repeat names that ``atp_cpp`` exports.
+:class:`atp_cpp.CaptionBatch` does the same work for frameworks with their own data and processes.
 """
 
 from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """CaptionBatch was here; it is built on all of this, so it is imported when asked for."""
+    """Keeps the old name of CaptionBatch; imports it on first use, as it imports this package."""
     if name == "CaptionBatch":
         from atp_cpp.caption_batch import CaptionBatch
 

@@ -1,4 +1,4 @@
-"""An earlier place of ``atp_cpp.large_blocks_apart``."""
+"""Keeps the old import path of ``atp_cpp.large_blocks_apart``."""
 
 from atp_cpp.batch.load.heap import large_blocks_apart
 

@@ -1,4 +1,4 @@
-"""An earlier place of ``atp_cpp.Item``."""
+"""Keeps the old import path of ``atp_cpp.Item``."""
 
 from atp_cpp.batch.source.item import Item
 

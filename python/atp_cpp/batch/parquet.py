@@ -1,4 +1,4 @@
-"""An earlier place of ``atp_cpp.jsonl_to_parquet``."""
+"""Keeps the old import path of ``atp_cpp.jsonl_to_parquet``."""
 
 from atp_cpp.batch.output.parquet import jsonl_to_parquet
 

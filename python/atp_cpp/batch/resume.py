@@ -1,4 +1,4 @@
-"""An earlier place of ``atp_cpp.read_rows``."""
+"""Keeps the old import path of ``atp_cpp.read_rows``."""
 
 from atp_cpp.batch.output.resume import read_rows
 

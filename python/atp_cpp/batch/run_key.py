@@ -1,8 +1,8 @@
-"""Sixteen hex digits that change with whatever changes captions: rows with others are not done.
+"""A hash of everything that can change a caption: a run reuses no rows with another hash.
 
-In it: the files' weights, the cuts, how text is drawn, and what rounds numbers otherwise (flash
-attention, types of the caches). Not in it: threads, batch size, context size, layers on the
-accelerator, and where the files are or what they are called.
+Part of the hash: the files' weights, the cuts, how text is drawn, and the options that change how
+numbers are rounded (flash attention, types of the caches). Not part of the hash: threads, batch
+size, context size, layers on the accelerator, the folders and the names of the files.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from atp_cpp.options.plan import CutSpec, SamplingConfig, uses_atp
 
 __all__ = ["config_hash", "file_fingerprint"]
 
-# Raise it when this package captions the same images otherwise: another way to render prompts (the
-# chat template itself is in the model) or to prepare images.
+# Raise this number when a new version of this package gives the same images other captions: when it
+# renders prompts in another way (the chat template itself is in the model) or prepares images in
+# another way.
 _VERSION = 1
 
-_HEAD = 1 << 24  # bytes: all metadata, the vocabulary with it
+_HEAD = 1 << 24  # bytes at the start of a file: all metadata, also the vocabulary
 _PIECE = 1 << 14
 _N_PIECES = 512
 _PART = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
@@ -52,16 +53,17 @@ def config_hash(
     Args:
         model: GGUF of the text model.
         mmproj: GGUF of its projector.
-        atp: GGUF of the sidecar, if there is one; it counts where the plan uses it.
+        atp: GGUF of the sidecar, if there is one; it is part of the hash if the plan uses it.
         plan: settled cuts, as ``Captioner.settle_plan`` returns them.
         sampling: how text is drawn; see SamplingConfig.facts.
-        flash_attn: as the engine was given it.
-        type_k: likewise.
-        type_v: likewise.
-        fingerprint: of a file; file_fingerprint if not given.
+        flash_attn: whether the engine uses flash attention: "auto", "on" or "off".
+        type_k: element type of the key cache.
+        type_v: element type of the value cache.
+        fingerprint: a function: path of a file -> text that changes with the file's content;
+            file_fingerprint if not given.
 
     Raises:
-        ModelError: a file that cannot be read.
+        ModelError: a file cannot be read.
     """
     of = fingerprint or file_fingerprint
     facts = {
@@ -80,17 +82,17 @@ def config_hash(
 
 
 def file_fingerprint(path: _Path) -> str:
-    """SHA-256 of what tells one GGUF from another, without reading all of it.
+    """SHA-256 of those parts of a GGUF that tell it from other GGUF files.
 
-    In it: the size, the first 16 MiB (all metadata and the tensors' names) and 16 KiB of each
+    Hashed are the size, the first 16 MiB (all metadata and the tensors' names) and 16 KiB of each
     512th part of the rest. Training and quantising change every part of the tensors they touch.
-    Where in its part a piece lies is drawn, always alike: pieces at even distances would meet the
-    same few tensors of each layer, since layers repeat at even distances too. A file up to 24 MiB
-    is read whole; in a larger one an edit of single weights can go unseen. Of a split model all
-    files count.
+    The place of a piece in its part is drawn with a fixed seed, so it is always the same. Pieces at
+    even distances would meet the same few tensors of each layer, because layers repeat at even
+    distances too. A file of up to 24 MiB is read whole. In a larger file, a change of single
+    weights can go unseen. Of a split model, all files count.
 
     Raises:
-        ModelError: it cannot be read.
+        ModelError: the file cannot be read.
     """
     digest = hashlib.sha256()
     for part in _parts(Path(path)):
@@ -115,7 +117,7 @@ def _add(digest: hashlib._Hash, path: Path) -> None:
 
 
 def places(size: int) -> list[int]:
-    """Where the pieces of a large file begin, in bytes; they do not overlap, nor leave the file."""
+    """Byte offsets of the pieces of a large file; pieces do not overlap and end inside the file."""
     part = (size - _HEAD) / _N_PIECES
     shifts = random.Random(0)
     return [_HEAD + int(i * part + shifts.random() * (part - _PIECE)) for i in range(_N_PIECES)]
@@ -127,7 +129,7 @@ def _read(stream: FileIO, start: int, n_bytes: int) -> bytes:
 
 
 def _parts(path: Path) -> list[Path]:
-    """The files of a model: itself, or all of NAME-00001-of-00003.gguf."""
+    """The files of a model: the file itself, or all parts of NAME-00001-of-00003.gguf."""
     match = _PART.search(path.name)
     if match is None:
         return [path]
@@ -136,7 +138,7 @@ def _parts(path: Path) -> list[Path]:
 
 
 def _cut_key(cut: CutSpec) -> dict[str, object]:
-    """What a cut adds to the key; a function stands by its name, and only functions have needs."""
+    """What a cut adds to the hash. A function counts by its name; only functions have `needs`."""
     key = {**asdict(cut), "policy": cut.name}
     if cut.name == cut.policy:
         del key["needs"]

@@ -1,4 +1,4 @@
-"""OpenAI's chat completions: their messages in, their dictionaries out, as llama-cpp-python has it.
+"""OpenAI's chat completions: messages in, dictionaries out, with llama-cpp-python's method name.
 
 :class:`~atp_cpp.captioner.Captioner` is a :class:`ChatSession`.
 """
@@ -21,8 +21,8 @@ from atp_cpp.errors import AtpError
 from atp_cpp.options.plan import PolicyLike, SamplingConfig
 from atp_cpp.session import Session
 
-_DRAW = SamplingConfig()  # its defaults
-_FINISHED = {"length": "length"}  # all else is a stop, in OpenAI's words
+_DRAW = SamplingConfig()  # the defaults
+_FINISHED = {"length": "length"}  # OpenAI calls every other reason "stop"
 
 
 class ChatSession(Session):
@@ -115,42 +115,46 @@ class ChatSession(Session):
                 ``{"type": "image_url", "image_url": {"url": …}}``; "input_text" and "input_image"
                 are the same. A url is ``data:image/…;base64,…``, the base64 alone, ``file://…``, a
                 path, or http(s) if allowed. The content of an assistant may be None.
-            max_tokens: at most this many tokens of answer; 128 if not given. Where the context has
-                less room, the answer ends there, with the reason "length".
-            max_completion_tokens: OpenAI's newer name of it.
-            temperature: 0 is greedy.
-            top_p: see SamplingConfig.
-            top_k: see SamplingConfig.
-            min_p: see SamplingConfig.
-            presence_penalty: see SamplingConfig.
-            frequency_penalty: see SamplingConfig.
-            repeat_penalty: see SamplingConfig.
-            seed: of the draw; 0 if not given.
+            max_tokens: most tokens of the answer; 128 if not given. Where the context has less
+                room, the answer ends at the end of the context, with the reason "length".
+            max_completion_tokens: OpenAI's newer name of max_tokens.
+            temperature: divides the logits before tokens are drawn; 0 is greedy.
+            top_p: draw among the likeliest tokens that make up this probability, in (0, 1].
+            top_k: draw among the k likeliest tokens; 0 for all tokens.
+            min_p: draw among the tokens that have at least this share of the likeliest token's
+                probability, in [0, 1].
+            presence_penalty: taken once off the logit of each token that the answer contains.
+            frequency_penalty: taken off the logit of a token for each time that the answer
+                contains the token.
+            repeat_penalty: divides the positive logits, and multiplies the negative logits, of
+                tokens that the answer contains; above 0, 1 for no penalty.
+            seed: seed of the random draw of tokens; 0 if not given.
             stop: a text that ends the answer, or several.
             response_format: ``{"type": "json_object"}``, with a ``"schema"`` if wanted, or OpenAI's
-                ``{"type": "json_schema", "json_schema": {"schema": …}}``: the answer is such JSON
-                (unless max_tokens cuts it off).
-            policy: cuts for this call; see Captioner.caption.
-            n: of answers; there is one.
-            logprobs: must be false; they are not kept.
-            tools: must be empty; the model calls none.
-            model: not looked at; there is one.
+                ``{"type": "json_schema", "json_schema": {"schema": …}}``: the answer is JSON that
+                follows the schema (unless max_tokens cuts the answer off).
+            policy: cuts for this call, in place of the captioner's cuts; "none" to prune nothing.
+            n: number of answers; only one answer is possible.
+            logprobs: must be false; the probabilities of tokens are not kept.
+            tools: must be empty; the model calls no tools.
+            model: ignored, because one model is loaded.
             stream_options: ``{"include_usage": True}``: with ``stream``, a last chunk without
-                choices says how many tokens there were.
-            allow_http: whether http(s) urls are downloaded (needs httpx): at most 64 MiB.
-            stream: give the answer in pieces. The messages are checked and images opened at once;
-                the model starts when the first piece is asked for. Closing the generator ends the
-                answer.
+                choices states the numbers of tokens.
+            allow_http: whether images are downloaded from http(s) urls, at most 64 MiB each (needs
+                httpx).
+            stream: give the answer in pieces. The messages are checked and the images opened at
+                once; the model starts when the first piece is asked for. Closing the generator
+                ends the answer.
 
         Returns:
             The completion as a dictionary; with ``stream`` a generator of its chunks.
 
         Raises:
-            AtpError: a message or an argument that cannot be.
-            ImageError: an image that cannot be opened.
+            AtpError: a message or an argument cannot be used.
+            ImageError: an image cannot be opened.
             ModelError: the model's chat template refuses the conversation.
-            PlanError: cuts that this model cannot run.
-            StageError: for instance a context too small for the prompt.
+            PlanError: this model cannot run the cuts.
+            StageError: the stages failed; for instance, the context is too small for the prompt.
         """
         _refuse_unknown(n=n, logprobs=logprobs, tools=tools, model=model)
         with_usage = _with_usage(stream_options, stream)
@@ -169,7 +173,7 @@ class ChatSession(Session):
             stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
             json_schema=_schema(response_format),
         )
-        self.render(turns)  # refuses what cannot be rendered, before anything is streamed
+        self.render(turns)  # raises before the first chunk if the turns cannot be rendered
 
         def answer(on_token: Callable[[str], bool] | None = None) -> Caption:
             return self.caption_pixels(
@@ -189,7 +193,7 @@ def _or(value: float | None, default: float) -> float:
 
 
 def _limit(max_tokens: int | None, max_completion_tokens: int | None) -> int:
-    """Tokens of answer at most; the two are names of one number."""
+    """Most tokens of the answer; the two arguments are two names of one number."""
     given = {n for n in (max_tokens, max_completion_tokens) if n is not None}
     if len(given) > 1:
         raise AtpError(
@@ -200,7 +204,7 @@ def _limit(max_tokens: int | None, max_completion_tokens: int | None) -> int:
 
 
 def _refuse_unknown(*, n: object, logprobs: object, tools: object, model: object) -> None:
-    """AtpError for what OpenAI's interface can ask and this model cannot give."""
+    """Raises AtpError for arguments of OpenAI's interface that this package does not support."""
     if n is not None and n != 1:
         raise AtpError(
             f"n={n}: one answer is made at a time; leave n out, or call again with a seed"
@@ -290,7 +294,7 @@ def _chunk(about: dict[str, Any], delta: dict[str, str], reason: str | None) -> 
 def _chunks(
     answer: Callable[[Callable[[str], bool]], Caption], about: dict[str, Any], with_usage: bool
 ) -> Generator[dict[str, Any], None, None]:
-    """The answer in pieces, made by a thread while they are read; joined they are its text."""
+    """The answer in pieces, which a thread makes while they are read. Joined they are the text."""
     pieces: queue.SimpleQueue[str | Caption | BaseException] = queue.SimpleQueue()
     ended = threading.Event()
 
@@ -309,7 +313,7 @@ def _chunks(
     wait_for(worker)
     try:
         yield _chunk(about, {"role": "assistant"}, None)
-        held = ""  # white space, which the whole answer has none of at its ends
+        held = ""  # white space that may be the end of the answer, where it is dropped
         begun = False
         while isinstance(piece := pieces.get(), str):
             text = held + piece if begun else piece.lstrip()

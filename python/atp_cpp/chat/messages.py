@@ -1,4 +1,4 @@
-"""OpenAI's messages -> turns for the prompt, and the images they show."""
+"""OpenAI's messages -> turns for the prompt, and the images in the messages."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atp_cpp.prompts.prompt import Turn
 __all__ = ["read_messages"]
 
 _ROLES = ("system", "user", "assistant")
-_SAME = {"developer": "system"}  # OpenAI's newer name
+_SAME = {"developer": "system"}  # "developer" is OpenAI's newer name of "system"
 _TEXTS = ("text", "input_text", "output_text")
 _IMAGES = ("image_url", "input_image")
 
@@ -29,11 +29,11 @@ def read_messages(
         allow_http: whether images may come from the web.
 
     Returns:
-        Turns, and the images in the order in which they stand in them, uint8 [h, w, 3] each.
+        The turns, and the images in the order of the turns, uint8 [h, w, 3] each.
 
     Raises:
-        AtpError: a message that cannot be read; which, and what was expected.
-        ImageError: an image that cannot be opened.
+        AtpError: a message cannot be read; the text names the message and what was expected.
+        ImageError: an image cannot be opened.
     """
     if isinstance(messages, (str, bytes, Mapping)) or not isinstance(messages, Sequence):
         raise AtpError(
@@ -49,7 +49,7 @@ def read_messages(
 
 
 def _read(where: str, message: Any) -> tuple[Turn, list[str]]:
-    """One message: its turn, and the urls of its images."""
+    """The turn of one message, and the urls of the images in the message."""
     if not isinstance(message, Mapping):
         raise AtpError(
             f'{where}: expected {{"role": …, "content": …}}, got {type(message).__name__}'
@@ -79,7 +79,7 @@ def _read(where: str, message: Any) -> tuple[Turn, list[str]]:
 
 
 def _read_part(where: str, part: Any) -> tuple[str | None, str | None]:
-    """(text, None) or (None, url)."""
+    """One part of a message: (text, None) or (None, url)."""
     if isinstance(part, str):
         return part, None
     kind = part.get("type") if isinstance(part, Mapping) else None
@@ -106,7 +106,7 @@ def _brief(value: Any) -> str:
 
 
 def _kind(value: Any) -> str:
-    """What something is, in few words."""
+    """The kind of a value, in few words."""
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key!r}: …" for key in list(value)[:6]) + "}"
     return "an empty list" if value == [] else type(value).__name__

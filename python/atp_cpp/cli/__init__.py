@@ -1,4 +1,4 @@
-"""The program ``atp-cpp``: arguments, one module a command, and what is seen of a run."""
+"""The program ``atp-cpp``: its arguments, one module for each command, and its output."""
 
 from atp_cpp.cli.program import main
 

@@ -21,7 +21,7 @@ from atp_cpp.options.plan import (
 )
 from atp_cpp.prompts.prompt import DEFAULT_PROMPT
 
-_SAMPLING = SamplingConfig()  # its defaults
+_SAMPLING = SamplingConfig()  # the defaults
 
 
 def add_model_arguments(parser: argparse.ArgumentParser) -> None:
@@ -214,7 +214,7 @@ def add_predict(parser: argparse._ActionsContainer, default: int) -> None:
 
 
 def draw_from(args: argparse.Namespace) -> SamplingConfig:
-    """What add_draw adds as a SamplingConfig; AtpError if it cannot be."""
+    """The values of add_draw's arguments as a SamplingConfig; AtpError for a value out of range."""
     return SamplingConfig(
         n_predict=args.predict,
         temp=args.temp,
@@ -231,10 +231,10 @@ def draw_from(args: argparse.Namespace) -> SamplingConfig:
 
 
 def policy_from(args: argparse.Namespace) -> PolicyLike:
-    """The plan of --policy, --keep and --budget; None where they leave it to the sidecar.
+    """The plan of --policy, --keep and --budget; None if they are not given: the sidecar decides.
 
     Raises:
-        PlanError: a text that is no policy; --keep or --budget without anything they apply to.
+        PlanError: a text is no policy; or --keep or --budget has no cut to apply to.
     """
     budget = None if args.budget is None else parse_budget(args.budget)
     plan = parse_plan(args.policy, keep=args.keep, budget=budget)
@@ -250,10 +250,10 @@ def policy_from(args: argparse.Namespace) -> PolicyLike:
 
 
 def fetch_model(args: argparse.Namespace) -> None:
-    """Puts the files that -hf names in the place of -m, --mmproj and --atp; without -hf, nothing.
+    """Sets -m, --mmproj and --atp to the files that -hf names; does nothing without -hf.
 
     Raises:
-        ModelError: -m beside it, or files that cannot be found or fetched.
+        ModelError: -m is given too, or a file cannot be found or fetched.
     """
     if getattr(args, "hf_repo", None) is None:
         return
@@ -268,7 +268,7 @@ def fetch_model(args: argparse.Namespace) -> None:
 def open_captioner(
     args: argparse.Namespace, output: Output, policy: PolicyLike, *, n_threads_encode: int = 0
 ) -> Captioner:
-    """The captioner the arguments ask for; says so when it is the demo's."""
+    """The captioner that the arguments describe; prints a note if it is the demo model."""
     model_files(args.model, args.mmproj)
     if args.model is None:
         output.note(

@@ -1,4 +1,4 @@
-"""``atp-cpp caption``: one image as it is told, or as many as there are, into files."""
+"""``atp-cpp caption``: captions one image on the terminal, or many images into files."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
-    """Captions all images; a bad one among several costs its own row only."""
+    """Captions all images. An image that cannot be captioned only spoils its own row."""
     plan, sampling, prompts = policy_from(args), sampling_from(args), prompts_from(args)
     _check(args)
     if _is_single(args, prompts):
@@ -99,7 +99,7 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _is_single(args: argparse.Namespace, prompts: tuple[str, ...]) -> bool:
-    """Whether one image file and one question are all there is."""
+    """Whether the command has exactly one image file and one question."""
     several = args.filelist or args.jsonl or args.out or args.txt or len(prompts) > 1
     if args.together:
         return True
@@ -134,7 +134,7 @@ def _run_single(
 
 
 def _load(name: str, allow_http: bool) -> tuple[Pixels, str]:
-    """One image of a file, stdin or the web, and the SHA-256 of its bytes ("" of the web)."""
+    """One image from a file, stdin or the web, and the SHA-256 of its bytes ("" for the web)."""
     if is_web_address(name) and allow_http:
         return load_url(name, allow_http=True), ""
     if name == "-":
@@ -209,7 +209,7 @@ def _run_many(
 
 
 def _count(args: argparse.Namespace, named: dict[str, Any], into_files: bool) -> int | None:
-    """How many images there are, for who follows the run; None if that is nobody, or unknown."""
+    """The number of images for the progress bar; None without a bar or if it is unknown."""
     return count_of(args.images, **named) if into_files or is_terminal(sys.stderr) else None
 
 
@@ -223,7 +223,7 @@ def _how_to_resume(args: argparse.Namespace) -> str:
 
 @dataclass
 class _Single:
-    """One image, its caption shown as it is told."""
+    """One image whose caption is printed while it is generated."""
 
     captioner: Captioner
     image: str
@@ -298,7 +298,7 @@ class _Single:
 
 
 def cost_line(caption: Caption) -> str:
-    """What a caption cost, for a reader."""
+    """Tokens, time and memory of a caption, as a line for a reader."""
     report = caption.report
     tokens = f"{report.n_image_tokens} image tokens"
     cuts = [

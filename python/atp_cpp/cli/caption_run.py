@@ -1,7 +1,7 @@
-"""The captioning run of the command line: many images in, rows out, and what a person sees of it.
+"""The captioning run of the command line: many images in, rows out, and messages for a person.
 
-Rows go where the user wants them as they come; Ctrl-C ends the captions under way first. Nothing of
-the run is held in memory but what says that a row is done.
+Each row is written as soon as it comes. After Ctrl-C, the captions under way end first. Only the
+keys of the rows that are done are held in memory.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ class Tally:
 
     n_good: int = 0
     n_failed: int = 0
-    n_whole: int = 0  # image tokens, summed over the good rows: all of them
-    n_mean: float = 0.0  # likewise: mean over layers
+    n_whole: int = 0  # image tokens before any cut, summed over the good rows
+    n_mean: float = 0.0  # live image tokens, mean over layers, summed over the good rows
     started: float = field(default_factory=time.monotonic)
 
     def add(self, row: Row) -> None:
-        """One more row."""
+        """Counts one more row."""
         if row.status == ERROR:
             self.n_failed += 1
             return
@@ -49,18 +49,18 @@ class Tally:
 
     @property
     def tokens(self) -> str:
-        """Means over the images, "140 of 576 tokens"; nothing before the first."""
+        """Means over the images, "140 of 576 tokens"; "" before the first image."""
         if not self.n_good:
             return ""
         return f"{self.n_mean / self.n_good:.0f} of {self.n_whole / self.n_good:.0f} tokens"
 
     def words(self) -> str:
-        """For a bar."""
+        """The words beside a progress bar."""
         failed = f"{self.n_failed} failed" if self.n_failed else ""
         return ", ".join(filter(None, (self.tokens, failed)))
 
     def summary(self) -> str:
-        """For the end."""
+        """The words at the end of the run."""
         hours = (time.monotonic() - self.started) / 3600
         words = _count(self.n_good, "caption")
         if self.n_good:
@@ -78,7 +78,7 @@ class Printer:
     text: bool = True
 
     def show(self, row: Row) -> None:
-        """One row; a failure is told on stderr, too."""
+        """Prints one row; prints a failure on stderr, too."""
         if row.status == ERROR:
             named = row.error if row.image in row.error else f"{row.image}: {row.error}"
             self.output.error(named)
@@ -100,12 +100,12 @@ def run_captions(
     """Captions all items that are still to do.
 
     Args:
-        start: makes the run over the items that it is given.
-        items: all of them, done or not.
-        sink: where rows go; None: only to the printer, and nothing is passed over.
-        printer: what is shown of them.
-        total: items, if that is known.
-        how_to_resume: said after an interruption.
+        start: a function: items -> the run over these items.
+        items: all items, done or not.
+        sink: where rows are written. None: rows go to the printer only, and no item is passed over.
+        printer: prints the rows.
+        total: number of items, if it is known.
+        how_to_resume: advice that is printed after an interruption.
 
     Returns:
         The exit code.
@@ -132,7 +132,7 @@ def run_captions(
 
 
 def _watched(items: Iterator[Item], sink: Sink, bar: Bar) -> Iterator[Item]:
-    """The items; the bar hears of those that the sink passed over."""
+    """The items; tells the bar about items that the sink passed over."""
     n_passed = 0
     for item in items:
         yield item
@@ -175,10 +175,10 @@ def _of_them_failed(sink: Sink) -> str:
 
 @contextmanager
 def _ending_first(stop: Callable[[], None], output: Output) -> Iterator[threading.Event]:
-    """Until the block ends, the first Ctrl-C (or SIGTERM) calls `stop`; a second one interrupts.
+    """Until the block ends, the first Ctrl-C (or SIGTERM) calls `stop`; the second one interrupts.
 
     Yields:
-        An event that is set after the first.
+        An event that is set after the first signal.
     """
     asked = threading.Event()
 

@@ -80,7 +80,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
-    """Converts; the files' names go to stdout, in a dry run what would be in them."""
+    """Converts; prints the files' names on stdout, and in a dry run what they would hold."""
     if args.source is None:
         _convert_modules(args, output)
     else:
@@ -158,7 +158,7 @@ class _Bar:
         self._close()
 
     def show(self, what: str, done: int, total: int) -> None:
-        """Moves the bar of `what`; another one begins with another name. Sizes in bytes."""
+        """Moves the bar of `what`; a new name starts a new bar. Sizes in bytes."""
         if not is_terminal(sys.stderr):
             return
         if self._bar is None or self._what != what:

@@ -70,7 +70,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
-    """Asks, and prints a markdown table."""
+    """Asks all questions, and prints a markdown table."""
     if args.compare and (args.policy or args.keep is not None or args.budget is not None):
         raise AtpError(
             "give either --policy and --budget (one plan) or --compare (alternatives), not both"
@@ -114,7 +114,7 @@ def _ask_all(
     questions: list[Question],
     plans: list[tuple[CutSpec, ...]],
 ) -> tuple[list[EvalRow], bool]:
-    """(rows, whether none is missing)."""
+    """(rows, whether the rows are complete)."""
     sampling = SamplingConfig(n_predict=args.predict)
     config_hash = hash_config(
         file_sha256(captioner.model),

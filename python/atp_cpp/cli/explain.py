@@ -41,7 +41,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
-    """Captions the image, draws what was kept, and prints the caption."""
+    """Captions the image, draws the patches that were kept, and prints the caption."""
     plan = policy_from(args)
     sampling = draw_from(args)
     out = Path(args.out)
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace, output: Output) -> int:
 
 
 def check_out(out: Path) -> None:
-    """Raises AtpError where a picture could not be written, before any work is done."""
+    """Raises AtpError before any work is done if a picture could not be written to `out`."""
     if out.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise AtpError(f"{out}: expected a name that ends in .png, .jpg or .webp")
     if out.is_dir() or not out.parent.is_dir():
@@ -72,7 +72,7 @@ def check_out(out: Path) -> None:
 
 
 def write_picture(picture: Image.Image, out: Path) -> None:
-    """Writes by temporary file and rename, so that a broken run leaves no half picture."""
+    """Writes a temporary file and renames it, so that a run that dies leaves no half picture."""
     temporary = ""
     try:
         with tempfile.NamedTemporaryFile(

@@ -1,4 +1,4 @@
-"""``atp-cpp inspect FILE``: what is in a GGUF file, and whether pruning can run."""
+"""``atp-cpp inspect FILE``: prints the content of a GGUF file, and whether pruning can run."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The program ``atp-cpp``: arguments, exit codes, and what becomes of errors.
+"""The program ``atp-cpp``: its arguments, its exit codes, and how it prints errors.
 
-Exit codes: 0 all good, 1 some inputs failed (each named), 2 usage or model error, 130 interrupted.
+Exit codes: 0 all inputs succeeded, 1 some inputs failed (each is named), 2 wrong arguments or an
+error of the model, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A command's parser: it refuses what it does not know itself, with its own usage."""
+    """The parser of a command: it refuses unknown arguments with the usage of this command."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        """What is known; the rest is an error here, not in the parser of the whole line."""
+        """The known arguments. An unknown argument is an error of this command's parser."""
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             self.error(f"unrecognized arguments: {' '.join(unknown)}")

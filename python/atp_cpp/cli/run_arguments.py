@@ -1,4 +1,4 @@
-"""Arguments of a run over many images: what goes in, what comes out, and how much at once."""
+"""Arguments of a run over many images: inputs, outputs, and how many captions run at once."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
 
 
 def add_outputs(parser: argparse.ArgumentParser) -> None:
-    """Where rows and texts go, and what becomes of files that are there."""
+    """Where rows and texts are written, and what happens to existing files."""
     group = parser.add_argument_group("results")
     group.add_argument("--json", action="store_true", help="JSON rows on standard output")
     group.add_argument(
@@ -159,7 +159,7 @@ def prompts_from(args: argparse.Namespace) -> tuple[str, ...]:
     """The prompts of -p and --prompt-file, or the default one.
 
     Raises:
-        AtpError: a file that cannot be read, or one without text.
+        AtpError: a file cannot be read, or holds no text.
     """
     prompts = list(args.prompt or [])
     if args.prompt_file is not None:
@@ -176,7 +176,7 @@ def sampling_from(args: argparse.Namespace) -> SamplingConfig:
     """How answers are drawn.
 
     Raises:
-        AtpError: values that cannot be, or a file that cannot be read.
+        AtpError: a value is out of range, or a file cannot be read.
     """
     return replace(
         draw_from(args),
@@ -204,7 +204,7 @@ def _read(path: str, option: str) -> str:
 
 
 def _argument(parse: Callable[[str], T]) -> Callable[[str], T]:
-    """A parser of ours as an argument type: its message becomes argparse's."""
+    """Makes a function that raises AtpError an argument type: argparse prints the message."""
 
     def convert(text: str) -> T:
         try:

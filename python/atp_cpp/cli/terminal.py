@@ -1,4 +1,4 @@
-"""Results to stdout, everything else to stderr; and what happens when a stream breaks."""
+"""Results go to stdout, everything else to stderr; handles streams that break."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ EXIT_OK = 0
 EXIT_SOME_FAILED = 1
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
-# what a shell reports for a program that SIGPIPE ended; nobody sees it in `… | head -1`
+# the exit code that a shell reports for a program that SIGPIPE ended; `… | head -1` hides it
 EXIT_PIPE_CLOSED = 141
 
-PROGRESS_EVERY = 60.0  # s between two lines where nobody watches
+PROGRESS_EVERY = 60.0  # s between two lines of progress where stderr is no terminal
 
 T = TypeVar("T")
 
 
 class OutputError(Exception):
-    """Results cannot be written (a full disk, say); a closed pipe is BrokenPipeError."""
+    """Results cannot be written, for instance to a full disk; a closed pipe is BrokenPipeError."""
 
 
 class Bar:
-    """How far a long run is: items done, those there before, rate, time left, and a few words.
+    """The progress of a long run: items done, items done before, rate, time left, and a few words.
 
     Args:
-        bar: for a terminal.
-        say: where there is none, it takes a line a minute instead.
+        bar: the bar on a terminal.
+        say: prints a line a minute where there is no terminal.
     """
 
     def __init__(self, bar: tqdm[Any], say: Callable[[str], None] | None = None) -> None:
@@ -46,7 +46,7 @@ class Bar:
         self._started = self._said = time.monotonic()
 
     def advance(self, words: str = "") -> None:
-        """One more is done."""
+        """Counts one more item that is done."""
         if words:
             self._bar.set_postfix_str(words, refresh=False)
         self._bar.update()
@@ -57,7 +57,7 @@ class Bar:
             self._say(self._line(words, now - self._started))
 
     def pass_over(self) -> None:
-        """One more was done before: it counts, but not for the rate."""
+        """Counts one more item that an earlier run has done; the item does not change the rate."""
         self._n_before += 1
         if self._bar.disable:
             return
@@ -85,33 +85,33 @@ class Output:
                 stream.reconfigure(errors="backslashreplace")
 
     def result(self, text: str) -> None:
-        """One result, with a line end."""
+        """Prints one result, with a line end."""
         with _named_failure():
             self._write(sys.stdout, text)
 
     def row(self, row: dict[str, Any]) -> None:
-        """One JSON row."""
+        """Prints one JSON row."""
         encoding = (getattr(sys.stdout, "encoding", None) or "ascii").lower().replace("-", "")
         self.result(json.dumps(row, ensure_ascii=encoding != "utf8"))
 
     def piece(self, text: str) -> None:
-        """A piece of a result, as it comes."""
+        """Prints a piece of a result at once, without a line end."""
         with _named_failure():
             sys.stdout.write(text)
             sys.stdout.flush()
 
     def flush(self) -> None:
-        """Sees to it that everything is written before success is reported."""
+        """Writes everything out before the program reports success."""
         if sys.stdout is not None:
             with _named_failure():
                 sys.stdout.flush()
 
     def note(self, text: str) -> None:
-        """Something to know."""
+        """Prints a note for the user."""
         self._write(sys.stderr, f"{PROGRAM}: {one_line(text)}")
 
     def error(self, text: str) -> None:
-        """Something that failed."""
+        """Prints an error."""
         self._write(sys.stderr, f"{PROGRAM}: error: {one_line(text)}")
 
     @contextmanager
@@ -120,7 +120,7 @@ class Output:
     ) -> Iterator[Iterable[T]]:
         """The items; with a bar on stderr if that is a terminal and there is more than one item.
 
-        A total of None is one that nobody knows.
+        A total of None means that the number of items is unknown.
         """
         if (total is not None and total < 2) or not is_terminal(sys.stderr):
             yield items
@@ -135,7 +135,7 @@ class Output:
 
     @contextmanager
     def bar(self, total: int | None, *, unit: str = "image") -> Iterator[Bar]:
-        """A bar for work that tells by itself how far it is; elsewhere a line a minute."""
+        """A bar for work that calls Bar.advance; prints a line a minute without a terminal."""
         shown = is_terminal(sys.stderr)
         self._bar_shown = shown
         bar = tqdm(
@@ -169,7 +169,7 @@ def _named_failure() -> Iterator[None]:
 
 
 class NoteHandler(logging.Handler):
-    """Log records of the package as notes on stderr: INFO and WARNING, each kind once."""
+    """Prints the package's log records of INFO and WARNING as notes on stderr, each kind once."""
 
     def __init__(self, output: Output) -> None:
         super().__init__(logging.INFO)
@@ -202,12 +202,12 @@ def notes_on_stderr(output: Output) -> Iterator[None]:
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Whether a person watches this stream."""
+    """Whether the stream is a terminal."""
     return stream is not None and stream.isatty()
 
 
 def silence_stdout() -> None:
-    """After a failed write: let Python's own flush at exit go nowhere instead of complaining."""
+    """After a failed write: sends stdout to the null device, so the flush at exit is silent."""
     devnull = os.open(os.devnull, os.O_WRONLY)
     os.dup2(devnull, sys.stdout.fileno())
     os.close(devnull)

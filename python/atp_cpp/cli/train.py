@@ -1,4 +1,4 @@
-"""``atp-cpp train``: learns ATP modules (and tunes the language model) on one's own questions."""
+"""``atp-cpp train``: trains ATP modules (and tunes the language model) on the user's questions."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def _cuts(text: str) -> tuple[int, ...]:
 
 
 def options_from(args: argparse.Namespace) -> TrainOptions:
-    """The arguments as options; AtpError if they cannot be."""
+    """The arguments as TrainOptions; AtpError for a value that cannot be used."""
     given: dict[str, Any] = {name: getattr(args, name) for name in _DEFAULT if hasattr(args, name)}
     for name in ("model", "data", "out", "image_dir", "watch"):
         given[name] = Path(given[name]) if given[name] is not None else None
@@ -154,7 +154,7 @@ def options_from(args: argparse.Namespace) -> TrainOptions:
 
 
 def run(args: argparse.Namespace, output: Output) -> int:
-    """Trains; Ctrl-C saves and says how to go on."""
+    """Trains; Ctrl-C saves the run and prints how to go on."""
     missing = [name for name in _PACKAGES if find_spec(name) is None]
     if missing:
         raise AtpError(f"training needs {', '.join(missing)}; pip install 'atp_cpp[train]'")
@@ -224,7 +224,7 @@ def _listed(numbers: Any) -> str:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """A list that the first Ctrl-C or SIGTERM is put into; the second one interrupts at once."""
+    """A list that gets the number of the first Ctrl-C or SIGTERM; the second one interrupts."""
     caught: list[int] = []
 
     def handle(number: int, _: object) -> None:

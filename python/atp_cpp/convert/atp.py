@@ -13,12 +13,12 @@ from atp_cpp.sidecar.sidecar import AtpSidecar
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What was, or in a dry run would be, written.
+    """The file that a conversion wrote, or that it would write in a dry run.
 
     Attributes:
         path: the GGUF file.
-        size_bytes: of the file.
-        sidecar: what is in it.
+        size_bytes: size of the file.
+        sidecar: the content of the file.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""The parent's side of a conversion: starts the worker, hears its reports, always ends it."""
+"""The parent's side of a conversion: starts the worker, reads its reports, always ends it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from atp_cpp.convert.worker import Job
 from atp_cpp.errors import ConvertError
 
 _NEEDED = ("torch", "transformers", "safetensors", "sentencepiece", "yaml")
-# it finds its modules where we do, and not in the present folder
+# the child imports modules from the same places as the parent, and not from the current folder
 _START = """
 import json, sys
 sys.path[:] = json.loads(sys.argv[1])
@@ -47,7 +47,7 @@ class Child:
     def __init__(self, job: Job, *, verbose: bool = False) -> None:
         check_packages()
         self._job = job
-        # its content is for the last words; __exit__ closes it
+        # _last_words() reads this file after a failure; __exit__ closes it
         self._notes: IO[bytes] | None = None if verbose else tempfile.TemporaryFile()  # noqa: SIM115
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process: subprocess.Popen[str] | None = None
@@ -78,7 +78,7 @@ class Child:
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout, self._notes):
             if stream is not None:
-                with suppress(BrokenPipeError):  # a line that it ended before reading
+                with suppress(BrokenPipeError):  # the worker ended before it read the line
                     stream.close()
 
     def events(self) -> Iterator[dict[str, Any] | None]:
@@ -87,7 +87,7 @@ class Child:
         Its notes are logged instead.
 
         Raises:
-            ConvertError: the worker reported an error, or ended without a word.
+            ConvertError: the worker reported an error, or ended without a report.
         """
         while True:
             try:
@@ -108,7 +108,7 @@ class Child:
                 return
 
     def go_on(self) -> None:
-        """Answers the plan: write."""
+        """Answers the worker's plan: the worker shall write."""
         self._say("go on")
 
     def _say(self, line: str) -> None:
@@ -117,7 +117,7 @@ class Child:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it ended; events() says why
+            pass  # the worker ended; events() raises with the reason
 
     def _read(self) -> None:
         assert self._process is not None and self._process.stdout is not None

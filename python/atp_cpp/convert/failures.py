@@ -1,4 +1,4 @@
-"""What to say of an exception of somebody else's code: never its class alone."""
+"""The message on an exception from another package: never only the name of its class."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def failure(error: BaseException) -> str:
         return "there is not enough memory"
     if isinstance(error, KeyError) and said:
         return f"it looks for {said} in config.json or the weights, which is not there"
-    if type(error).__name__ == "UnpicklingError":  # PyTorch's advice is to run what is in there
+    if type(error).__name__ == "UnpicklingError":  # PyTorch's text advises to run code in the file
         return (
             "a weight file holds Python objects beside tensors, which are never run here; save the "
             "model as safetensors, where its source is trusted"

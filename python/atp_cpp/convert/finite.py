@@ -1,4 +1,4 @@
-"""Looks at every weight on its way into a file: one that is no number makes an answer none.
+"""Checks every weight before it is written: a weight that is NaN or infinite spoils every answer.
 
 Runs in the child process, around the tensors of llama.cpp's GGUFWriter.
 """
@@ -19,17 +19,17 @@ _BLOCK = 1 << 22  # bytes looked at at once
 
 
 class Finite:
-    """A tensor that is looked at when it is written; in the writer's place of the tensor.
+    """Replaces a tensor in the writer, and checks the tensor when it is written.
 
     Args:
-        name: of the tensor in the file.
-        kind: its type there, by ggml's name.
-        tensor: what the writer would write: an array, or one that is read when it is written.
+        name: name of the tensor in the file.
+        kind: type of the tensor in the file, by ggml's name.
+        tensor: the tensor to write: an array, or a lazy tensor that is read when it is written.
     """
 
     def __init__(self, name: str, kind: str, tensor: Any) -> None:
         self._name, self._kind, self._tensor = name, kind, tensor
-        if hasattr(tensor, "_chunks"):  # one that never is in memory as a whole
+        if hasattr(tensor, "_chunks"):  # a tensor that is never whole in memory
             tensor._chunks = [self._looked_at(load) for load in tensor._chunks]
 
     @property

@@ -1,8 +1,8 @@
-"""A hash of a checkpoint's weights, written into both of its files: they know each other by it.
+"""A hash of a checkpoint's weights. Both converted files hold it, which shows that they match.
 
-Of every tensor goes in its type, shape and first bytes, without name and in no order, so that the
-same weights have the same hash in whatever layout they are saved. Of PyTorch's own files, which are
-ZIP archives, goes in the checksum of every member.
+The hash contains the type, the shape and the first bytes of every tensor, without names and without
+an order. So the same weights have the same hash in every layout. For PyTorch's own files, which are
+ZIP archives, the hash contains the checksum of every member.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from atp_cpp.convert.checkpoint import Checkpoint
 
-_N_BYTES = 256  # of each tensor
+_N_BYTES = 256  # bytes of each tensor that are hashed
 
 
 def checkpoint_id(checkpoint: Checkpoint) -> str:

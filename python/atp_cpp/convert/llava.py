@@ -118,18 +118,18 @@ class LlavaMmproj(MmprojModel):
         if name.startswith("multi_modal_projector."):
             return self._projector_tensors(data_torch, name)
         if bid is not None and bid >= self.encoder.n_layer:
-            return []  # no feature passes through it
+            return []  # no feature depends on this block
         return super().modify_tensors(data_torch, name, bid)
 
     def _projector_tensors(self, data: Tensor, name: str) -> Iterable[tuple[str, Tensor]]:
         _, layer, kind = name.split(".")
         yield f"{_PROJECTOR[layer]}.{kind}", data
         if kind == "weight" and f"multi_modal_projector.{layer}.bias" not in self.model_tensors:
-            # llama.cpp's graph adds one always
+            # llama.cpp's graph always adds a bias
             yield f"{_PROJECTOR[layer]}.bias", torch.zeros(data.shape[0], dtype=torch.float32)
 
     def _check_encoder(self) -> None:
-        """What libmtmd takes for optional it leaves out, and computes other features."""
+        """Checks that no tensor is missing: libmtmd would skip it and compute other features."""
         assert self.hparams_vision is not None
         expected = [*_EMBEDDINGS[self.hparams_vision["model_type"]]]
         for il in range(self.encoder.n_layer):
@@ -159,13 +159,13 @@ class LlavaMmproj(MmprojModel):
 
 
 def check_head(text: ModelBase) -> None:
-    """Without a head llama.cpp takes the embeddings for it, whatever the configuration says.
+    """Checks the output head: without one, llama.cpp uses the embeddings in its place.
 
     Args:
         text: the language model of a LLaVA checkpoint.
 
     Raises:
-        ConvertError: it should have a head of its own, and has none.
+        ConvertError: the configuration demands a separate head, and the checkpoint has none.
     """
     config = text.hparams
     tied = any(c.get("tie_word_embeddings") for c in (config, config.get("text_config") or {}))

@@ -1,6 +1,6 @@
 """The shapes that a LLaVA configuration gives the tensors of encoder and projector.
 
-libmtmd takes tensors as they come: one of another shape ends its process at the first image. Knows
+libmtmd does not check shapes: a tensor of another shape ends the process at the first image. Knows
 shapes and configurations only: no weights, no torch.
 """
 
@@ -88,7 +88,7 @@ def _blocks(sizes: Mapping[str, int], n_layer: int) -> Iterator[tuple[str, Shape
 def _projector(
     shapes: Mapping[str, Shape], n_features: int, width: int
 ) -> Iterator[tuple[str, Shape]]:
-    """Between its two layers it may be as wide as it likes."""
+    """Tensors of the projector; the width between its two layers is not checked."""
     inner = next(iter(shapes.get(f"{_PROJECTOR}linear_1.weight", ())), width)
     for layer, shape in (("linear_1", (inner, n_features)), ("linear_2", (width, inner))):
         yield f"{_PROJECTOR}{layer}.weight", shape

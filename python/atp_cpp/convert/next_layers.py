@@ -1,7 +1,7 @@
 """Whether a checkpoint holds layers that predict further tokens (MTP, "next n").
 
-transformers reads none of them and so saves none, while the configuration still counts them, and
-llama.cpp's converter then asks for what is not there.
+transformers does not read these layers, so it does not save them; but the configuration still
+counts them. llama.cpp's converter then asks for tensors that do not exist.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _OTHER_PARTS = ("vision", "visual", "audio", "encoder")
 
 
 def has_next_layers(folder: Path, config: Mapping[str, Any]) -> bool:
-    """Whether there are any; True where the names of tensors are not known.
+    """Whether the checkpoint holds such layers; True where the names of tensors are not known.
 
     Args:
-        folder: of the checkpoint.
-        config: of config.json.
+        folder: folder of the checkpoint.
+        config: content of config.json.
     """
     names = list(tensor_names(folder))
     return not names or names_next_layers(names, config)

@@ -1,9 +1,9 @@
-"""The files of one conversion: all of them appear under their names, or none.
+"""The files of one conversion: all of them appear under their names, or none of them.
 
-Each file is written in a folder of its own beside it, ``NAME.gguf.part/``. That folder is locked
-while its run lives, so two runs never write one file; a run that was killed leaves it behind, and
-the next one takes it over. Being on the same file system, a finished file is renamed, not copied.
-Knows nothing of what the files hold.
+Each file is written in a separate folder beside it, ``NAME.gguf.part/``. The folder is locked while
+its run lives, so two runs never write one file. A run that was killed leaves the folder behind, and
+the next run takes the folder over. The folder is on the same file system, so a finished file is
+renamed, not copied. Knows nothing of the content of the files.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ _RUN = "run-"  # each run's own folder in a part folder
 class Outputs:
     """A context manager over the files of one conversion; constructing it writes nothing.
 
-    Inside ``with``, write ``part(path)`` in the place of each path, every one of them. Leaving
-    without an exception renames all of them to their paths; leaving with one, a KeyboardInterrupt
-    too, removes all that was written, and the folders that were made for it.
+    Inside ``with``, write the file ``part(path)`` for each path. Leaving without an exception
+    renames all these files to their paths. Leaving with an exception, also a KeyboardInterrupt,
+    removes all written files and the folders that were made for them.
 
     Args:
         paths: the files to come, all in one folder, which is made when missing.
@@ -91,7 +91,7 @@ class Outputs:
             self._make_folder()
             for path in self._paths:
                 self._work[path] = self._take(_part_folder(path))
-            self._refuse_existing()  # another run may have finished meanwhile
+            self._refuse_existing()  # again: another run may have finished in the meantime
         except OSError as error:
             self._clean()
             raise _unwritable(self._folder, error) from error
@@ -136,8 +136,8 @@ class Outputs:
     def _take(self, folder: Path) -> Path:
         """Locks the folder of a file's parts, empties it, and makes a fresh one in it.
 
-        A process that outlives its killed run still has the path of a folder that is gone, so it
-        cannot write into the next run's.
+        A process that outlives its killed run has the path of a deleted folder, so it cannot write
+        into the folder of the next run.
         """
         while True:
             if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
@@ -167,7 +167,7 @@ class Outputs:
         return Path(tempfile.mkdtemp(prefix=_RUN, dir=folder))
 
     def _publish(self) -> None:
-        """Renames all; an error in between brings back what was there."""
+        """Renames all files. After an error, the files that were there before are brought back."""
         for path in self._paths:
             _to_disk(self.part(path))
         self._refuse_existing()
@@ -204,7 +204,7 @@ class Outputs:
 
 
 def write_error(error: OSError, part: Path) -> ConvertError:
-    """What to say of an error while `part` (see `Outputs.part`), or one beside it, was written."""
+    """The error to raise when writing `part` (see `Outputs.part`), or a file beside it, failed."""
     folders = (folder.parent for folder in part.parents if folder.suffix == PART)
     return _write_error(error, next(folders, part.parent))
 
@@ -219,7 +219,7 @@ def _write_error(error: OSError, folder: Path) -> ConvertError:
 
 
 def _is_full(error: OSError) -> bool:
-    """A full disk, a quota, a limit to files; NumPy says only how much of an array it wrote."""
+    """Whether the disk, a quota or a limit is full; NumPy only states how much it wrote."""
     if error.errno is None:
         return str(error).endswith("written")
     return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -251,7 +251,7 @@ def _unwritable(folder: Path, error: OSError) -> ConvertError:
 
 
 def _to_disk(path: Path) -> None:
-    """Waits until the data is on the disk, where a late error would otherwise go unseen."""
+    """Waits until the data is on the disk; without the wait, a late error would go unseen."""
     with path.open("rb") as stream:
         os.fsync(stream.fileno())
 
@@ -262,7 +262,7 @@ def _size_of(folder: Path) -> int:
 
 
 def _keep(path: Path, kept: Path) -> None:
-    """A second name for the file; where that cannot be, another name."""
+    """Gives the file a second name; where the file system has no links, renames it."""
     try:
         os.link(path, kept, follow_symlinks=False)
     except OSError:

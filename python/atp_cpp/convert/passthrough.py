@@ -1,9 +1,9 @@
-"""What llama.cpp's converter does not know of checkpoints that it otherwise converts.
+"""Adds to llama.cpp's converter what it lacks for checkpoints that it otherwise converts.
 
-Runs in the child process, on llama.cpp's own classes. Five things are missing there: names of
-tensors as transformers 5 saves them, the way round in which it saves Qwen3-VL-MoE's experts,
-InternVL as transformers lays it out, limits of Qwen-VL's image size, and a word against
-configurations whose encoder llama.cpp would compute otherwise.
+Runs in the child process, on llama.cpp's own classes. Five things are missing in these classes: the
+names of tensors as transformers 5 saves them, the order in which it saves Qwen3-VL-MoE's experts,
+the layout of InternVL in transformers, the limits of Qwen-VL's image size, and an error for
+configurations whose encoder llama.cpp computes differently.
 """
 
 from __future__ import annotations
@@ -71,13 +71,13 @@ _NAMES: dict[str, dict[str, str]] = {
 
 
 def check_configuration(config: Mapping[str, Any]) -> None:
-    """Refuses what llama.cpp would read, and compute otherwise than transformers.
+    """Refuses configurations that llama.cpp would read but compute differently from transformers.
 
     Args:
         config: complete, with the defaults that transformers fills in.
 
     Raises:
-        ConvertError: a value that it cannot have, with those that it can.
+        ConvertError: a value is not supported; the message names the supported values.
     """
     name = architecture(config)
     for path, allowed in _TAKEN_FOR_GRANTED.get(name, {}).items():
@@ -92,7 +92,7 @@ def check_configuration(config: Mapping[str, Any]) -> None:
 
 
 def _check_gemma3(text: Mapping[str, Any]) -> None:
-    """Every sixth layer sees everything, the others a window; one scale of the queries."""
+    """Checks Gemma 3: every sixth layer has full attention, others a window; one query scale."""
     expected = ["sliding_attention"] * 5 + ["full_attention"]
     for number, kind in enumerate(text.get("layer_types") or ()):
         if kind != expected[number % 6]:
@@ -145,7 +145,7 @@ def _renaming(upstream: Any, names: Mapping[str, str]) -> Callable[[Any, Any], A
 
 
 def _with_pixel_limits(upstream: Any) -> Callable[[Any], None]:
-    """Writes the smallest and largest image; libmtmd has limits of its own without them."""
+    """Writes the sizes of the smallest and largest image; without them, libmtmd uses its own."""
 
     def set_gguf_parameters(self: Any) -> None:
         upstream.set_gguf_parameters(self)
@@ -164,7 +164,7 @@ def _with_pixel_limits(upstream: Any) -> Callable[[Any], None]:
 
 
 def _with_tile_limits(upstream: Any) -> Callable[[Any], None]:
-    """The number of tiles, which transformers keeps with its image processor."""
+    """Writes the number of tiles, which transformers stores in its image processor."""
 
     def set_gguf_parameters(self: Any) -> None:
         config = self.preprocessor_config

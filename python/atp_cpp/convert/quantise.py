@@ -1,7 +1,7 @@
 """Quantising a text model by llama.cpp's own quantiser, and the exact size of what comes out.
 
-llama.cpp cannot be stopped while it quantises, nor asked how far it is: the caller runs
-:func:`quantise` in a process that it can end, and watches the target grow to the size it was told.
+llama.cpp cannot be stopped while it quantises, and it reports no progress. So the caller runs
+:func:`quantise` in a process that can be ended, and watches the file grow to the computed size.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def quantised_size(source: Path, type: str) -> int:
 
 @contextmanager
 def hollow(writer: GGUFWriter, n_bytes: int) -> Iterator[Path]:
-    """Makes a file of which only the header and the keys are written look whole, for a while.
+    """Makes a file that has only its header and its keys look whole while the context is open.
 
     Its tensors' names and shapes are appended, and a hole (which takes no space on most file
     systems) in the place of their data, so that llama.cpp can be asked about it.
@@ -74,8 +74,8 @@ def quantise(source: Path, target: Path, type: str) -> None:
         type: one of ``_core.quantise_types()``.
 
     Raises:
-        ConvertError: it cannot be quantised or written; no target is left. The files are named
-            without their folders, which nobody chose.
+        ConvertError: the model cannot be quantised or written; no target is left. The message names
+            the files without their folders, because the user did not choose these folders.
     """
     try:
         _core.quantise(str(source), str(target), type)

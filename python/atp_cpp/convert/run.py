@@ -36,11 +36,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class ConvertedFile:
-    """One file that was, or in a dry run would be, written.
+    """One file that a conversion wrote, or that it would write in a dry run.
 
     Attributes:
-        path: where.
-        size_bytes: of the file.
+        path: path of the file.
+        size_bytes: size of the file.
         what: "text model", "vision projector" or "ATP sidecar".
     """
 
@@ -51,7 +51,7 @@ class ConvertedFile:
 
 @dataclass(frozen=True, slots=True)
 class _Target:
-    """The files of one conversion."""
+    """The paths and types of the files of one conversion."""
 
     text: Path
     text_type: str
@@ -61,17 +61,17 @@ class _Target:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """All of them."""
+        """The paths of all files."""
         return (self.text, self.mmproj, *(() if self.sidecar is None else (self.sidecar,)))
 
     def job(self, checkpoint: Checkpoint, parts: Mapping[Path, Path]) -> Job:
-        """The worker's share, written to the files' stand-ins."""
+        """The worker's job; the worker writes to `parts`, which are renamed later."""
         return Job(
             folder=str(checkpoint.folder),
             name=checkpoint.name,
             text_out=str(parts[self.text]),
             text_type=self.text_type,
-            # what PyTorch's own files hold is not known: the type that holds everything
+            # the types in PyTorch's own files are not known: f32 holds every value
             stored_type=stored_type(checkpoint) if checkpoint.tensors else "f32",
             mmproj_out=str(parts[self.mmproj]),
             mmproj_type=self.mmproj_type,
@@ -80,7 +80,7 @@ class _Target:
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What the user wants of a checkpoint; see `convert_hf`."""
+    """The user's arguments for a conversion; see `convert_hf`."""
 
     outfile_dir: Path
     outtype: str
@@ -93,11 +93,11 @@ class _Request:
     dry_run: bool
 
     def rehearse(self, folder: Path, name: str) -> tuple[ConvertedFile, ...]:
-        """Everything but tensors: checks all, writes nothing that stays; the weights may be holes.
+        """Checks everything except the tensors' data, and leaves no file.
 
         Args:
-            folder: of the checkpoint.
-            name: for the files, unless the user gave one.
+            folder: folder of the checkpoint; the data of its weights may be holes.
+            name: name for the files, unless the user gave a name.
         """
         checkpoint, target, _ = self._prepare(folder, name)
         with tempfile.TemporaryDirectory() as elsewhere:
@@ -109,11 +109,11 @@ class _Request:
             return (*_converted(target, job, _plan(job, self.verbose)), *files)
 
     def look(self, folder: Path, name: str) -> None:
-        """All that can be known before weights are downloaded; see `rehearse`.
+        """Makes every check that is possible before weights are downloaded.
 
         Args:
-            folder: with the headers of safetensors, or without any weights.
-            name: see `rehearse`.
+            folder: folder of the checkpoint, with the headers of safetensors, or without weights.
+            name: name for the files, unless the user gave a name.
         """
         if any(folder.glob("*.safetensors")):
             self.rehearse(folder, name)
@@ -134,7 +134,7 @@ class _Request:
         """Writes the files."""
         checkpoint, target, outputs = self._prepare(folder, name)
         if self.atp is not None:
-            AtpSidecar.load_dir(self.atp)  # before the long part
+            AtpSidecar.load_dir(self.atp)  # raises before the slow part
         tower = self._tower(checkpoint)
         with outputs:
             parts = {path: outputs.part(path) for path in target.paths}
@@ -183,7 +183,7 @@ class _Request:
         return _checked_name(default if self.model_name is None else self.model_name)
 
     def _target(self, checkpoint: Checkpoint) -> tuple[_Target, Outputs]:
-        """The files to write, of which none is in the way."""
+        """The files to write; raises if one of them exists and may not be replaced."""
         target = _target(
             checkpoint, self.outfile_dir, self.outtype, self.mmproj_outtype, self.atp is not None
         )
@@ -210,26 +210,25 @@ def convert_hf(
     Args:
         source: folder as save_pretrained writes it, or a hub id (``org/name``).
         outfile_dir: folder for the files; made if it is not there.
-        outtype: of the text model: one of TEXT_TYPES. auto: bf16 or f16 as the checkpoint has it,
+        outtype: type of the text model: one of TEXT_TYPES. auto: bf16 or f16 as in the checkpoint,
             f16 for float32.
-        mmproj_outtype: of the projector: one of MMPROJ_TYPES. auto: f16.
-        atp: folder of trained ATP modules; ``atp-NAME-f32.gguf`` comes out, too.
-        model_name: NAME; that of the folder or repository without.
+        mmproj_outtype: type of the projector: one of MMPROJ_TYPES. auto: f16.
+        atp: folder of trained ATP modules; they are written to ``atp-NAME-f32.gguf``.
+        model_name: NAME; if not given, the name of the folder or repository.
         revision: branch, tag or commit on the hub.
         force: replace files that are there.
         dry_run: check everything, write nothing.
         verbose: the converter's notes go to stderr.
-        vision_tower: folder or hub id of the encoder, for a checkpoint in LLaVA's original layout
-            that has none inside; the one that its config.json names without.
-        on_progress: called with what is being done, bytes done and bytes in all.
+        on_progress: called with the name of the present work, bytes done and bytes in all.
+        tower = self._tower(checkpoint)
 
     Returns:
         The files.
 
     Raises:
-        ConvertError: in one line what is wrong; nothing half-written stays.
+        ConvertError: says in one line what is wrong; no incomplete file stays.
         ModelError: the ATP folder cannot be converted.
-        KeyboardInterrupt: Ctrl-C; nothing half-written stays.
+        KeyboardInterrupt: Ctrl-C; no incomplete file stays.
     """
     _check_type("outtype", outtype, TEXT_TYPES)
     _check_type("mmproj_outtype", mmproj_outtype, MMPROJ_TYPES)
@@ -251,7 +250,7 @@ def convert_hf(
         os.fspath(source),
         revision=revision,
         dry_run=dry_run,
-        before_download=request.look,  # gigabytes are not to come for nothing
+        before_download=request.look,  # check before gigabytes are downloaded
     )
     if dry_run:
         return request.rehearse(folder, name)
@@ -259,9 +258,9 @@ def convert_hf(
 
 
 def stored_type(checkpoint: Checkpoint) -> str:
-    """The type a checkpoint comes in: f32, bf16, or f16, which stands for anything else, too.
+    """The type of a checkpoint's weights: f32, bf16, or f16. Any other type counts as f16.
 
-    Of PyTorch's own files, whose headers are not read, what config.json says.
+    The headers of PyTorch's own files are not read; for them the type in config.json counts.
     """
     if not checkpoint.tensors:
         config = checkpoint.config
@@ -280,7 +279,7 @@ def _target(
     stored = stored_type(checkpoint)
     auto = "bf16" if stored == "bf16" else "f16"
     text_type = auto if outtype == "auto" else outtype
-    # bf16 holds nothing of an encoder that f16 loses, and fewer devices compute with it
+    # for an encoder, f16 loses nothing that bf16 keeps, and more devices compute with f16
     mmproj_type = "f16" if mmproj_outtype == "auto" else mmproj_outtype
     return _Target(
         text=out / f"{name}-{text_type}.gguf",
@@ -292,7 +291,7 @@ def _target(
 
 
 def _plan(job: Job, verbose: bool) -> dict[str, int]:
-    """The sizes the worker says its files will have, in bytes."""
+    """The sizes in bytes that the worker computes for its files."""
     with Child(job, verbose=verbose) as child:
         for event in child.events():
             if event is not None and event["event"] == "plan":
@@ -304,7 +303,7 @@ def _plan(job: Job, verbose: bool) -> dict[str, int]:
 def _write(
     job: Job, outputs: Outputs, verbose: bool, on_progress: Progress | None
 ) -> dict[str, int]:
-    """Lets the worker write its files; tells of them while they grow."""
+    """Lets the worker write its files; reports the progress while they grow."""
     sizes: dict[str, int] = {}
     doing: tuple[str, str] | None = None  # what, path
 
@@ -337,7 +336,7 @@ def _converted(target: _Target, job: Job, sizes: Mapping[str, int]) -> list[Conv
 def _sidecar(
     folder: str | os.PathLike[str], target: Path, part: Path, text: Path | None
 ) -> ConvertedFile:
-    """Writes the sidecar to `part`; with a text model at hand, only if it is that model's."""
+    """Writes the sidecar to `part`; raises if it was trained for another model than `text`."""
     done = convert_atp(folder, part, force=True)
     theirs = done.sidecar.fingerprint
     if text is not None and theirs != (ours := fingerprint_from_gguf(text)):

@@ -22,10 +22,10 @@ from atp_cpp.errors import ConvertError
 
 __all__ = ["fetch"]
 
-# the hub's own rule leaves out more, and says what; this tells an id from a path
+# tells an id from a path; the hub itself has a stricter rule and explains its errors
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+")
 
-# of a hub, whatever its host: the client asks the one that it is set to (HF_ENDPOINT)
+# an address of any hub: the client asks the host that it is set to (HF_ENDPOINT)
 _ADDRESS = re.compile(r"https?://[^/]+(?P<path>.*)", re.IGNORECASE)
 
 _log = logging.getLogger(__name__)
@@ -98,7 +98,7 @@ def _from_address(source: str, revision: str | None) -> tuple[str, str | None]:
 
 
 def _called(look: Callable[[Path, str], object], name: str, folder: Path) -> None:
-    """Shows it a folder of headers, which goes afterwards."""
+    """Calls `look` with a folder of headers, and deletes the folder afterwards."""
     try:
         look(folder, name)
     finally:
@@ -106,7 +106,7 @@ def _called(look: Callable[[Path, str], object], name: str, folder: Path) -> Non
 
 
 def _name_of(folder: Path) -> str:
-    """The folder's name; a snapshot in the hub's cache, named for its commit, has its repository's.
+    """The folder's name; for a snapshot in the hub's cache, the name of the repository.
 
     Such a path is …/models--org--name/snapshots/<commit>.
     """
@@ -144,7 +144,7 @@ def _from_hub(
             return folder
         missing = hub.missing_files(repository)
         if not missing:
-            return hub.download(repository, missing)  # no bytes, but the cache learns the revision
+            return hub.download(repository, missing)  # only notes the revision in the cache
         if dry_run:
             _log.info("would download %s", hub.listed(missing))
             return hub.headers_only(repository)
@@ -161,7 +161,7 @@ def _from_hub(
 
 @contextmanager
 def _or_else(first: Exception) -> Iterator[None]:
-    """The first error tells more than that the cache has nothing either."""
+    """Raises the first error if the cache has nothing either: the first error tells more."""
     try:
         yield
     except Exception:

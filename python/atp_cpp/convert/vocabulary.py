@@ -163,8 +163,9 @@ def prefix_scheme(content: dict[str, Any]) -> str:
         content: what is in tokenizer.json.
 
     Returns:
-        "every": in front of each stretch between special tokens; "always": likewise, unless there
-        is one; "first": in front of the whole text, unless there is one; or "never".
+        "every": in front of each stretch of text between special tokens. "always": in front of each
+        stretch between special tokens that does not begin with a space. "first": in front of the
+        whole text if it does not begin with a space. "never": nowhere.
     """
     for part in spm_json.parts(content.get("normalizer"), "normalizers"):
         if part.get("type") == "Prepend":

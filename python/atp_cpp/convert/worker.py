@@ -158,7 +158,7 @@ def _quantise(job: Job, n_bytes: int) -> None:
 
 
 def _never_run_code_of_checkpoints() -> None:
-    """On stdin, the parent's line to this process, transformers would ask and wait for ever."""
+    """Stops transformers from asking on stdin, where only the parent writes: it would hang."""
     from transformers import dynamic_module_utils
 
     dynamic_module_utils.TIME_OUT_REMOTE_CODE = 0  # seconds to wait for an answer: refuse
@@ -216,7 +216,7 @@ def vision_model(job: Job, config: dict[str, Any]) -> ModelBase:
 
 
 def prepare(model: ModelBase) -> None:
-    """Everything but bytes: tensors by name, shape and type, tokenizer and metadata."""
+    """Prepares everything except the data: names, shapes, types, tokenizer and metadata."""
     path = model.fname_out
     model.prepare_tensors()
     with _named_for_card(model):
@@ -252,10 +252,10 @@ def write_head(model: ModelBase) -> int:
 
 
 def _asked_llama_cpp(job: Job, model: ModelBase, n_bytes: int) -> dict[str, int]:
-    """Lets llama.cpp look for all it needs in a file without data: the converter misses no tensor.
+    """Lets llama.cpp load a file without data, to find tensors that the converter has not written.
 
     Returns:
-        The size of what the file will be quantised to, if it will be.
+        The size of the quantised file, if the model will be quantised.
     """
     with hollow(model.gguf_writer, n_bytes) as path:
         try:
@@ -331,7 +331,7 @@ def _named_failures() -> Iterator[None]:
 
 
 class _Notes(logging.Handler):
-    """Our own warnings, which the user sees even where the converter's notes are not shown."""
+    """Sends our own warnings to the user, even where the converter's notes are not shown."""
 
     def __init__(self, report: Report) -> None:
         super().__init__(logging.WARNING)
@@ -342,7 +342,7 @@ class _Notes(logging.Handler):
 
 
 def main() -> int:
-    """The child's side of the talk; see the module."""
+    """Reads the job, runs it, and reports; the module's docstring has the protocol."""
     job = Job(**json.loads(sys.stdin.readline()))
     answer = threading.Semaphore(0)
 
@@ -353,7 +353,7 @@ def main() -> int:
 
     threading.Thread(target=listen, daemon=True).start()
     stdout = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever libraries print goes elsewhere
+    os.dup2(2, 1)  # text that libraries print on stdout goes to stderr
 
     def report(event: dict[str, Any]) -> None:
         print(json.dumps(event), file=stdout, flush=True)

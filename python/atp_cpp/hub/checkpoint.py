@@ -48,9 +48,9 @@ class RemoteFile:
     """A file of a repository.
 
     Attributes:
-        name: in the repository.
-        n_bytes: its size.
-        sha256: of its content, for files under Git LFS; else empty.
+        name: name of the file in the repository.
+        n_bytes: size of the file.
+        sha256: SHA-256 of the content of a file under Git LFS; "" for other files.
     """
 
     name: str
@@ -60,14 +60,14 @@ class RemoteFile:
 
 @dataclass(frozen=True, slots=True)
 class Repository:
-    """What a conversion needs of a repository.
+    """The files of a repository that a conversion needs.
 
     Attributes:
         repo: "org/name".
-        revision: as the user named it; None for the main branch.
-        commit: what that is now.
-        small: files that are no weights.
-        weights: safetensors, or PyTorch's own where there are none.
+        revision: the revision that the user named; None for the main branch.
+        commit: the commit that the revision means now.
+        small: the files that are no weights.
+        weights: the safetensors files; PyTorch's own files where there are no safetensors.
     """
 
     repo: str
@@ -78,7 +78,7 @@ class Repository:
 
     @property
     def files(self) -> tuple[RemoteFile, ...]:
-        """All of them."""
+        """All files: the small files and the weights."""
         return self.small + self.weights
 
 
@@ -191,7 +191,7 @@ def check_space(repository: Repository, missing: Sequence[RemoteFile]) -> None:
     """Compares what is still to be downloaded with what is free.
 
     Raises:
-        ConvertError: there is less.
+        ConvertError: there is not enough free space.
     """
     blobs = _blobs(repository)
     needed = 0
@@ -224,7 +224,7 @@ def cached_folder(repo: str, revision: str | None) -> Path:
 
 
 def has_partial(repo: str) -> bool:
-    """Whether some of a repository's files are here, or some of one."""
+    """Whether the cache holds some files of a repository, or a part of a file."""
     folder = client.cache_folder() / repo_folder_name(repo_id=repo, repo_type="model") / "blobs"
     return folder.is_dir() and any(path.stat().st_size for path in folder.iterdir())
 
@@ -251,7 +251,7 @@ def _partial(blobs: Path, file: RemoteFile) -> Path:
 
 
 def _download_blob(repository: Repository, file: RemoteFile) -> None:
-    """Puts the file into the cache, from where an earlier run ended; waits for another one."""
+    """Downloads a file into the cache, from where an earlier run stopped; waits for another run."""
     blobs = _blobs(repository)
     blobs.mkdir(parents=True, exist_ok=True)
     blob, partial = blobs / file.sha256, _partial(blobs, file)
@@ -259,7 +259,7 @@ def _download_blob(repository: Repository, file: RemoteFile) -> None:
         with partial.open("ab") as stream:
             take_lock(stream.fileno(), wait=True)
             if not _is_same(stream.fileno(), partial):
-                continue  # the other run finished it, or threw it away
+                continue  # the other run finished the file, or deleted it
             _download_rest(repository, file, stream)
             stream.flush()
             if _sha256(partial) != file.sha256:
@@ -280,7 +280,7 @@ def _download_rest(repository: Repository, file: RemoteFile, stream: Any) -> Non
     location = get_hf_file_metadata(url).location
     headers = {"user-agent": "atp_cpp"}
     token = client.token()
-    # the store behind the hub must not see the token: its addresses carry a right of their own
+    # the file store behind the hub must not see the token: its addresses already carry permission
     if token is not None and urlsplit(location).netloc == urlsplit(url).netloc:
         headers["authorization"] = f"Bearer {token}"
     while True:
@@ -297,7 +297,7 @@ def _download_rest(repository: Repository, file: RemoteFile, stream: Any) -> Non
             return
         except Exception as error:
             if not client.is_unreachable(error) or stream.tell() <= n_before:
-                raise  # else some of it came; go on while that holds
+                raise  # if some bytes came, try again
 
 
 def _is_same(descriptor: int, path: Path) -> bool:

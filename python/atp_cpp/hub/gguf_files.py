@@ -29,13 +29,13 @@ _USUAL = ("Q4_K_M", "Q8_0")  # what llama.cpp's -hf takes where no type is named
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """Names in a repository that belong together.
+    """Names of files in a repository that belong together.
 
     Attributes:
-        model: the text model; of one in several parts the first.
-        mmproj: its vision projector.
-        atp: its sidecar, "" where there is none.
-        parts: the model's other parts.
+        model: the text model; of a model in several parts, the first part.
+        mmproj: the vision projector of the model.
+        atp: the sidecar of the model; "" without one.
+        parts: the other parts of the model.
     """
 
     model: str
@@ -47,7 +47,8 @@ class Choice:
 def hub_model(repo_and_quant: str) -> tuple[Path, Path, Path | None]:
     """The files that ``-hf user/repo[:quant]`` names: model, projector, and sidecar or None.
 
-    Without a quantisation it is llama.cpp's usual one (Q4_K_M, else Q8_0) where there are several.
+    Without a quantisation, of several models the usual one of llama.cpp is taken (Q4_K_M, else
+    Q8_0).
 
     Raises:
         ModelError: see Captioner.from_pretrained.
@@ -72,18 +73,20 @@ def hub_files(
     local_files_only: bool = False,
     usual: Sequence[str] = (),
 ) -> tuple[Path, Path, Path | None]:
-    """Model, projector, and sidecar or None, here on the disk; see Captioner.from_pretrained.
+    """Paths of model, projector, and sidecar or None, downloaded if they are not in the cache yet.
 
     Args:
         repo: "org/name".
-        filename: see Captioner.from_pretrained, here and below.
-        mmproj: likewise.
-        atp: likewise.
-        revision: likewise.
-        token: likewise.
-        cache_dir: likewise.
-        local_files_only: likewise.
-        usual: quantisations to choose where there are several models and no filename.
+        filename: name or pattern of the text model, such as "*q4_k_m.gguf"; None where there is
+            only one text model.
+        mmproj: name or pattern of the vision projector; None for the only ``mmproj*.gguf``, or the
+            only one in f16.
+        atp: name or pattern of the sidecar; None for the only ``atp-*.gguf``, if there is one.
+        revision: branch, tag or commit; None for the main branch.
+        token: token for the hub. True or None: the token of the user's login; False: no token.
+        cache_dir: folder where files are kept; None for the hub's own cache.
+        local_files_only: use the files in the cache only, and do not ask the hub.
+        usual: quantisations to choose from when there are several text models and no filename.
     """
     try:
         import huggingface_hub
@@ -127,10 +130,10 @@ def choose(
     atp: str | None = None,
     usual: Sequence[str] = (),
 ) -> Choice:
-    """Which files of a repository to load; see Captioner.from_pretrained and hub_files.
+    """Which files of a repository to load; the arguments have the meaning that hub_files gives.
 
     Raises:
-        ModelError: nothing fits, or more than one; it lists what there is.
+        ModelError: no file fits, or several files fit; the message lists the files.
     """
     ggufs = [n for n in names if n.lower().endswith(".gguf") and _part(n) in (None, 1)]
     if not ggufs:
@@ -168,13 +171,13 @@ def _base(name: str) -> str:
 
 
 def _is_sidecar(name: str, ggufs: Sequence[str]) -> bool:
-    """atp-*.gguf; but one with a sidecar of its own, atp-atp-*, is a model of such a name."""
+    """Whether a file atp-*.gguf is a sidecar; a file with a sidecar atp-atp-* is itself a model."""
     stem = _PART.sub("", _base(name)).removesuffix(".gguf")
     return stem.startswith("atp-") and not any(_base(g).startswith(f"atp-{stem}") for g in ggufs)
 
 
 def _part(name: str) -> int | None:
-    """Which part of a file this is, from 1; None for a whole one."""
+    """The number of the part, counted from 1, that a file is; None for a whole file."""
     found = _PART.search(name)
     return int(found[1]) if found else None
 
@@ -193,7 +196,7 @@ def _other_parts(repo: str, first: str, names: Sequence[str]) -> tuple[str, ...]
 
 
 def _like(names: Sequence[str], pattern: str) -> list[str]:
-    """Those that fit, in their folder or by their last name; exact capitals first."""
+    """The names that fit a pattern, with or without their folder; exact capitals come first."""
 
     def forms(name: str) -> set[str]:
         last = PurePosixPath(name).name
@@ -209,7 +212,7 @@ def _like(names: Sequence[str], pattern: str) -> list[str]:
 def _matching(
     repo: str, candidates: Sequence[str], pattern: str | None, ggufs: Sequence[str], argument: str
 ) -> list[str]:
-    """Candidates, or what a name or pattern of the user's chooses among them, or among all."""
+    """The candidates; with the user's name or pattern, the files that it fits."""
     if pattern is None:
         found, wanted = list(candidates), {"filename": "text model", "mmproj": "mmproj*.gguf"}
         missing = f"no {wanted.get(argument, 'atp-*.gguf')}"
@@ -223,7 +226,7 @@ def _matching(
 
 @contextmanager
 def _named_failures(repo: str, revision: str | None, offline: bool) -> Iterator[None]:
-    """Says what happened, and what to do, in one line."""
+    """Turns failures of the hub into a ModelError of one line: what happened, and what to do."""
     from huggingface_hub import constants, errors
 
     from atp_cpp.hub.client import is_unreachable, quiet

@@ -1,4 +1,4 @@
-"""Weight files beside a checkpoint's own: which of them must not be left out without a word.
+"""Weight files beside a checkpoint's own: which of them must not be left out silently.
 
 A converter reads the weights that the checkpoint's index names. An adapter or a trained projector
 beside them belongs to the model that the user means, and the files of the base model alone would

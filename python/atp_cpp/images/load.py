@@ -368,10 +368,10 @@ def _with_tags(turned: Image.Image, image: Image.Image) -> Image.Image:
 
 
 class _PillowQuiet:
-    """While entered, no warnings of Pillow's: of odd metadata, of sizes that check_size judges.
+    """Hides Pillow's warnings on odd metadata, and on sizes, which check_size judges.
 
-    Python has one list of filters for all threads. So the first thread in changes it and the last
-    one out puts it back; one that restored it alone would take the others' away.
+    Python has one list of filters for all threads. So the first thread that enters changes the list
+    and the last one that leaves restores it: an earlier restore would take it from the others.
     """
 
     def __init__(self) -> None:
@@ -381,7 +381,7 @@ class _PillowQuiet:
         renew_in_children(self)
 
     def renew_locks(self) -> None:
-        """For a forked child."""
+        """Makes a new lock in a forked child."""
         self._lock = threading.Lock()
 
     def __enter__(self) -> None:

@@ -1,7 +1,7 @@
-"""What a decoded picture shows -> 8-bit RGB: deep greys, transparency, animations.
+"""A decoded picture -> 8-bit RGB: greys of more than 8 bits, transparency, animations.
 
-Knows Pillow and NumPy, nothing of files and models. Wherever a choice is made that a user may not
-expect, a note says so.
+Knows Pillow and NumPy, nothing of files and models. A note tells the user about every choice that
+the user may not expect.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-_MAX_FRAMES = 100  # of an animation that are looked at for one that shows something
+_MAX_FRAMES = 100  # frames of an animation that are searched for one that is not empty
 _BITS = (8, 10, 12, 14, 16)  # that 16-bit files hold
 _SAMPLE_FORMAT, _UNSIGNED = 339, 1  # TIFF
 _MIN_TAGS, _MAX_TAGS = (340, 280), (341, 281)  # TIFF: the least and the greatest value
@@ -23,9 +23,10 @@ _log = logging.getLogger(__name__)
 
 
 def seek_content(image: Image.Image, name: str) -> None:
-    """Goes to the first frame of an animation that is not empty: one colour, or transparent.
+    """Goes to the first frame of an animation that is not empty.
 
-    If all are, to the first one.
+    A frame is empty if it has one colour only, or is transparent. If all frames are empty, goes to
+    the first frame.
     """
     if not getattr(image, "is_animated", False) or image.format == "TIFF":  # TIFF: pages
         return

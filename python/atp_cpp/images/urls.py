@@ -149,15 +149,16 @@ class WebImage:
     """The bytes of an image on the web, fetched when it is called.
 
     Attributes:
-        url: its address.
-        stamp: of all of them alike: a row of an address counts as done whatever is there now.
+        url: address of the image.
+        stamp: the same text for all addresses: a row of an address counts as done, even if the
+            image at the address has changed.
     """
 
     url: str
     stamp: str = "web"
 
     def __call__(self) -> bytes:
-        """Fetches it; ImageError or AtpError in one line."""
+        """Fetches the image; raises ImageError or AtpError with one line."""
         return _download(self.url)
 
 

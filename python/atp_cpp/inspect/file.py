@@ -1,4 +1,4 @@
-"""What is in a GGUF file, and what could run: the facts behind ``atp-cpp inspect``."""
+"""The content of a GGUF file, and whether it can run: the facts that ``atp-cpp inspect`` prints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from atp_cpp.models.gguf_header import GgufHeader, Value, read_header
 from atp_cpp.models.pairing import describe, projector_kind, why_no_pair
 from atp_cpp.options.plan import format_cuts
 
-_INSPECT_CTX = 512  # positions; nothing long is run
+_INSPECT_CTX = 512  # positions; only short prompts are run
 
 
 @dataclass(frozen=True, slots=True)

@@ -44,10 +44,10 @@ def render(
         views: of the caption; empty if libmtmd prepared the image.
 
     Returns:
-        RGB picture: the image itself, then one panel per cut with its label, four in a line; two
-        per cut, the overview's and the tiles', for an image that was cut into tiles. What policy
-        atp kept for its place on the grid alone, and not for its attention, is blue. What the model
-        was not shown is as dark as what was dropped.
+        RGB picture: the image itself, then one panel with a label for each cut, four in a line. An
+        image that was cut into tiles has two panels for each cut: the overview and the tiles.
+        Patches that policy atp kept only for their place on the grid are blue. Parts of the image
+        that the model did not see are as dark as dropped patches.
 
     Raises:
         AtpError: no such image in the report, or counts that do not fit together.

@@ -28,8 +28,8 @@ class ModelFiles:
 
     Attributes:
         model: GGUF of the text model.
-        mmproj: GGUF of its vision projector.
-        atp: GGUF of its ATP sidecar; None: it has none.
+        mmproj: GGUF of the vision projector.
+        atp: GGUF of the ATP sidecar; None without a sidecar.
     """
 
     model: Path
@@ -76,7 +76,7 @@ def model_files(
                 )
         return files
     if mmproj is None:
-        if not os.path.lexists(model):  # the first thing to be said of it
+        if not os.path.lexists(model):  # report a missing file before any other mistake
             raise ModelError(f"{os.fspath(model)}: no such file; check the path")
         raise ModelError(
             f"{os.fspath(model)}: a text model sees only with its vision projector; "
@@ -89,7 +89,7 @@ def image_spec_of(mmproj: Path) -> ImageSpec | None:
     """How a projector's images are prepared; None if its file leaves that to libmtmd.
 
     Raises:
-        ModelError: a file that says so and cannot be meant.
+        ModelError: the file's keys on the preparation of images are wrong.
     """
     header = read_header(mmproj)
     check_projector(header, str(mmproj))
@@ -114,7 +114,7 @@ def image_spec_of(mmproj: Path) -> ImageSpec | None:
 
 
 def note_pair(model: Path, mmproj: Path) -> None:
-    """Warns where a projector is probably another model's: llama.cpp takes any of equal width."""
+    """Warns if a projector probably belongs to another model; llama.cpp only compares the width."""
     if reason := why_no_pair(model, mmproj):
         _log.warning(
             "%s; if they do not belong together, answers have nothing to do with the image; give "

@@ -39,9 +39,9 @@ _SCALARS = {
 _STRING = 8
 _ARRAY = 9
 _ALIGNMENT = 32  # of the tensors, unless general.alignment says another
-_MAX_KEPT = 1024  # array elements that are kept; vocabularies are read past
-_MAX_STRING = 1 << 26  # bytes; longer means a damaged file
-_MAX_LENGTH = 1 << 40  # elements; likewise
+_MAX_KEPT = 1024  # array elements that are kept; the others, as of a vocabulary, are skipped
+_MAX_STRING = 1 << 26  # bytes; a longer string means a damaged file
+_MAX_LENGTH = 1 << 40  # elements; a longer array means a damaged file
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
-"""Whether a vision projector is the text model's: what both files say of themselves.
+"""Whether a vision projector belongs to a text model, judged by the metadata of both files.
 
-Files of equal width work together in llama.cpp, whatever they were trained for, and the answers are
-then nonsense. Compared are: the checkpoint that `atp-cpp convert` noted in both, the projector's
-kind with the text model's architecture, and the names. A word is said only where both files say
-enough: old projector files carry the name of their encoder, or none.
+llama.cpp accepts every projector of the right width, and with the wrong projector the answers are
+nonsense. This module compares the checkpoint that `atp-cpp convert` noted in both files, the
+projector's kind with the text model's architecture, and the names. It reports a problem only if
+both files say enough: old projector files have the name of their encoder, or no name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ["CHECKPOINT_KEY", "PROJECTOR_ARCHS", "describe", "projector_kind", "w
 
 CHECKPOINT_KEY = "atp.checkpoint"  # a hash of the weights that a file was converted from
 
-# projectors of one family -> its text models' general.architecture; the others go with many
+# kind of projector -> general.architecture of its text models; other kinds go with many models
 PROJECTOR_ARCHS: dict[str, tuple[str, ...]] = {
     "qwen2vl_merger": ("qwen2vl", "llama"),
     "qwen2.5vl_merger": ("qwen2vl",),
@@ -43,7 +43,7 @@ PROJECTOR_ARCHS: dict[str, tuple[str, ...]] = {
 }
 _TYPE = re.compile(r"\b(?:bf16|fp?16|fp?32|i?q\d\w*)\b")
 _HASH = re.compile(r"[0-9a-f]{12,}")  # a folder of the hub's cache is named for its commit
-# words that tell no model from another
+# words that do not distinguish models
 _NOISE = frozenset(
     (
         *("a", "and", "checkpoint", "encoder", "eye", "for", "gguf", "hf", "image", "main"),
@@ -54,7 +54,7 @@ _NOISE = frozenset(
 
 
 def why_no_pair(model: str | os.PathLike[str], mmproj: str | os.PathLike[str]) -> str:
-    """Why a projector is probably not the text model's; "" if nothing speaks against it.
+    """Why a projector probably does not belong to the text model; "" if no reason was found.
 
     Args:
         model: GGUF of the text model.
@@ -104,13 +104,13 @@ def describe(metadata: Mapping[str, Value]) -> str:
 
 
 def _agree(text: Mapping[str, Value], vision: Mapping[str, Value]) -> bool:
-    """Whether the names may be of one model; so too where a file does not say enough."""
+    """Whether both names may be of one model; True also if a file does not say enough."""
     if vision.get("general.type") != "mmproj":
-        return True  # of an old script, named for the encoder or the folder that it lay in
+        return True  # files of an old script have the name of the encoder or of a folder
     ours, theirs = _own(text), _own(vision)
     if not ours or not theirs:
         return True
-    # one may be trained further from the other; two that were made from one base are two models
+    # one model may be trained further from the other; two models from one base are different models
     ours_from = [words for name in _bases(text) if (words := _words(name))]
     theirs_from = [words for name in _bases(vision) if (words := _words(name))]
     pairs = [*_pairs(ours, theirs), *_pairs(ours_from, theirs), *_pairs(ours, theirs_from)]

@@ -1,6 +1,6 @@
-"""Whether the tensors of a LLaVA projector file have the shapes that its keys speak of.
+"""Whether the tensors of a LLaVA projector file have the shapes that the file's keys state.
 
-libmtmd takes them as they come, and ends its process at the first image when they do not fit.
+libmtmd does not check the shapes, and ends the process at the first image if they do not fit.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _CHANNELS = 3
 
 
 def check_projector(header: GgufHeader, name: str) -> None:
-    """Looks at files of llama.cpp's "mlp" projector; others know shapes that are not here.
+    """Checks files with llama.cpp's "mlp" projector; other projectors have other shapes.
 
     Args:
-        header: of the file.
-        name: of the file, for messages.
+        header: header of the file.
+        name: name of the file, for messages.
 
     Raises:
         ModelError: the first thing that does not fit.

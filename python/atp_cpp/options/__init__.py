@@ -1,1 +1,1 @@
-"""What the user asks for: how to load, where to cut, how to draw; checked before loading."""
+"""The user's options: how to load, where to cut, how to draw tokens; checked before loading."""

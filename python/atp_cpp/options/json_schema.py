@@ -1,9 +1,9 @@
-"""A JSON schema -> the grammar of its values. Refuses what the grammar would not enforce.
+"""A JSON schema -> the grammar of its values. Refuses rules that the grammar would not enforce.
 
-llama.cpp's converter passes over keywords that it does not know, so that a run would only find out
-from its results. Here a schema is read against a list of what is enforced, and written anew: with
-references to one place, types one by one, ranges of integers with both ends, and patterns that
-cannot leave a JSON string. The list is in ``docs/guide/json-answers.md``.
+llama.cpp's converter ignores keywords that it does not know; a user would notice that only in the
+results. This module compares a schema with the list of keywords that are enforced, and writes the
+schema anew: all references point to one place, each type stands alone, ranges of integers have both
+ends, and patterns cannot leave a JSON string. The list is in ``docs/guide/json-answers.md``.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from atp_cpp.options.json_schema_pattern import inside_a_string
 Node: TypeAlias = dict[str, Any]
 
 MAX_BYTES = 256 * 1024
-MAX_DEPTH = 64  # brackets in each other
-MAX_NODES = 5000  # schemas in the schema
-MAX_LEVELS = 1000  # of schemas, followed through references; the converter recurses for each
-MAX_OPTIONAL = 128  # the converter's work grows with the third power
-MAX_COUNT = 2000  # items of an array, characters of a text: what llama.cpp's grammar can count
+MAX_DEPTH = 64  # nested brackets
+MAX_NODES = 5000  # schemas inside the schema
+MAX_LEVELS = 1000  # nested schemas, references followed; the converter recurses for each level
+MAX_OPTIONAL = 128  # optional properties; the converter's work grows with the third power
+MAX_COUNT = 2000  # items of an array or characters of a text; llama.cpp's grammar counts no further
 MAX_NAME = 256  # bytes of a property's name
 INTEGER_END = 10**15  # integers without a range have at most 16 digits
 
@@ -47,8 +47,8 @@ def grammar_of(schema: str) -> str:
     """The grammar (GBNF) of a JSON schema, given as JSON text.
 
     Raises:
-        AtpError: it is no JSON, no schema, or asks for something that is not enforced; the message
-            names the place and what to do.
+        AtpError: the text is no JSON or no schema, or a keyword is not enforced. The message names
+            the place and what to do.
     """
     rewritten = _Rewriter(_parse(schema)).run()
     try:
@@ -93,7 +93,7 @@ def _depth(value: Any) -> int:
 
 
 class _Rewriter:
-    """Reads one schema and writes what the converter takes.
+    """Reads one schema and writes a schema that the converter can read.
 
     Args:
         root: the schema, as json.loads gives it.
@@ -122,7 +122,7 @@ class _Rewriter:
         return {**schema, "$atp": written} if written else schema
 
     def _check_chains(self, written: Node) -> None:
-        """Refuses a reference whose target is a reference, back to itself at last."""
+        """Refuses a chain of references that leads back to its own beginning."""
         for name in written:
             seen, at = {name}, written[name]
             while "$ref" in at:
@@ -169,7 +169,7 @@ class _Rewriter:
         return list(dict.fromkeys(kinds))
 
     def _typed(self, kind: str, node: Node, path: str, kinds: Iterable[str] = ()) -> Node:
-        """One of a node's types, with the keywords that belong to it; the others' are passed."""
+        """One type of a node, with the keywords of this type; other types' keywords are ignored."""
         write: Callable[[Node, str], Node] | None = {
             "object": self._object,
             "array": self._array,
@@ -236,7 +236,7 @@ class _Rewriter:
         if not isinstance(more, bool):
             more = self._node(more, f"{path}/additionalProperties")
         if properties:
-            more = False  # fits too; the converter would let a name break its quotes
+            more = False  # still follows the schema; the converter's free names can break quotes
         return {"properties": written, "required": required, "additionalProperties": more}
 
     def _array(self, node: Node, path: str) -> Node:

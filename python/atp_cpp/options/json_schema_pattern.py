@@ -1,8 +1,8 @@
-r"""A schema's pattern, written so that what matches it can stand in a JSON string as it is.
+r"""A schema's pattern, rewritten so that every match can be part of a JSON string without escapes.
 
-llama.cpp's converter puts a pattern between two quotes: ``.`` or ``[^a]`` would then let a quote or
-a line break through. Here each character and class becomes a list of ranges without these, and
-``\d``, ``\w``, ``\s`` become what they mean.
+llama.cpp's converter puts a pattern between two quotes: ``.`` or ``[^a]`` would then also match a
+quote or a line break. Here each character and class becomes a list of ranges without quotes and
+line breaks, and ``\d``, ``\w``, ``\s`` become the ranges that they stand for.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _SPACE = ((0x09, 0x0D), (0x20, 0x20), (0xA0, 0xA0), (0x2028, 0x2029), (0x3000, 0
 _SETS = {"d": _DIGIT, "w": _WORD, "s": _SPACE}
 _HEX = re.compile(r"x([0-9a-fA-F]{2})|u([0-9a-fA-F]{4})")
 _REPEAT = re.compile(r"[*+?]|\{\d+(,\d*)?\}")
-_MAX_GROUPS = 50  # in each other
+_MAX_GROUPS = 50  # nested groups
 
 
 def inside_a_string(pattern: str) -> str:
     """The pattern for the converter: anchors, groups, choices, repetitions and ranges only.
 
     Raises:
-        ValueError: what of it has no equivalent in a grammar.
+        ValueError: the pattern has a part that a grammar cannot express; the text names the part.
     """
     return _Pattern(pattern).rewrite()
 
@@ -127,13 +127,13 @@ class _Pattern:
 
 
 def _ends(pattern: str) -> bool:
-    """Whether its last character is a $ that is not escaped."""
+    """Whether the last character of the pattern is a $ that is not escaped."""
     before = pattern[:-1]
     return pattern[-1] == "$" and (len(before) - len(before.rstrip("\\"))) % 2 == 0
 
 
 def _without(members: Iterable[Range]) -> list[Range]:
-    """All other code points."""
+    """All code points that are not in these ranges."""
     rest, at = [], 0
     for first, last in sorted(members):
         if first > at:

@@ -14,10 +14,10 @@ class LoadOptions:
 
     Attributes:
         n_gpu_layers: layers on the accelerator; -1 for all, 0 for none.
-        n_ctx: positions a prompt and its answer may take together.
+        n_ctx: positions that a prompt and its answer may take together.
         n_ubatch: rows computed at once.
         n_threads: CPU threads; 0 lets the engine choose.
-        n_threads_encode: more threads, for the vision encoder alone; 0: it has n_threads.
+        n_threads_encode: more CPU threads, for the vision encoder alone; 0: it uses n_threads.
         flash_attn: "auto", "on" or "off".
         type_k: element type of the key cache.
         type_v: element type of the value cache.
@@ -39,5 +39,5 @@ class LoadOptions:
         return asdict(self)
 
     def rounding(self) -> dict[str, str]:
-        """The options that round numbers otherwise, and so can change a caption."""
+        """The options that change how numbers are rounded, and so can change a caption."""
         return {"flash_attn": self.flash_attn, "type_k": self.type_k, "type_v": self.type_v}

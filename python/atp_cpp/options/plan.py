@@ -1,8 +1,8 @@
-"""What the user asks for: where to cut and what to keep. Checked before loading.
+"""Where to cut and what to keep, as the user asks for it. Checked before loading.
 
 Text form of a cut: ``NAME[:key=value,…]``, for instance ``fastv:keep=0.25,after=2``. A plan is
-several cuts. ``atp[:budget=F|N]`` stands for all cuts of a sidecar. Knows nothing of models;
-:func:`resolve` meets the model's depth and legal cuts last.
+several cuts. ``atp[:budget=F|N]`` stands for all cuts of a sidecar. Knows nothing of models; only
+:func:`settle` and :func:`resolve` get the model's depth and legal cuts.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from atp_cpp._core import Cut, policy_facts
 from atp_cpp.errors import PlanError
 from atp_cpp.options.sampling import SamplingConfig as SamplingConfig
 
-ATP = "atp"  # the policy whose cuts a sidecar brings
+ATP = "atp"  # the policy whose cuts come from a sidecar
 _NEEDS = policy_facts()  # name -> the scores it needs
 POLICIES = (*_NEEDS, ATP)
-NEEDS = ("none", "last_row", ATP)  # what a function may ask for
+NEEDS = ("none", "last_row", ATP)  # the scores that a function may ask for
 DEFAULT_AFTER = 2  # FastV's K
 DEFAULT_KEEP = 0.5  # FastV's R = 50 %
 
@@ -37,18 +37,22 @@ class CutSpec:
 
     Attributes:
         after: layers run before the cut: a count (0 is before the first layer), or a fraction of
-            the depth in (0, 1), rounded. Of atp the sidecar's, known after :func:`settle`.
-        policy: who chooses: none, random, grid, fastv or atp; or a function of yours, which takes
-            a dict of arrays over the live image tokens (index, image, y, x, and what `needs` adds)
-            and returns the image-token indices that stay, ascending, at least one of each image.
-            Rows name the function by its module and name: give a changed function another name.
-        keep: fraction of each image's original tokens that lives on, in (0, 1]. A function decides
+            the depth in (0, 1), rounded. For the policy atp the sidecar states it; :func:`settle`
+            sets it.
+        policy: how tokens are chosen: none, random, grid, fastv or atp; or your own function. The
+            function takes a dict of arrays over the live image tokens (index, image, y, x, and the
+            arrays that `needs` adds). It returns the image-token indices that stay, ascending, at
+            least one of each image. Rows store the module and name of the function, so give a
+            changed function another name.
+        keep: fraction of each image's original tokens that stays, in (0, 1]. A function decides
             this itself.
-        seed: for policies that draw.
-        budget: of atp: image tokens in the mean over layers, as a fraction of the prompt's (float
-            in (0, 1]) or a count (int, at least 2). None: the learned thresholds alone decide.
-        needs: of a function: "none", "last_row" (`score`, the attention from the prompt's last row)
-            or "atp" (`self_sum`, `cross`, `n_visible`). A named policy knows what it needs.
+        seed: seed of policies that draw at random.
+        budget: of the policy atp: the mean of the image tokens over the layers, as a fraction of
+            the prompt's image tokens (float in (0, 1]) or a count (int, at least 2). None: the
+            learned thresholds alone decide.
+        needs: the scores that a function gets: "none", "last_row" (`score`, the attention from the
+            prompt's last row) or "atp" (`self_sum`, `cross`, `n_visible`). The scores of a named
+            policy are fixed.
     """
 
     after: int | float
@@ -59,7 +63,7 @@ class CutSpec:
     needs: str = "none"
 
     def __post_init__(self) -> None:
-        """Raises PlanError naming the field that cannot be."""
+        """Raises PlanError, with the name of the field, for a value that cannot be used."""
         if callable(self.policy):
             if self.keep != 1.0 or self.needs not in NEEDS:
                 raise PlanError(
@@ -105,7 +109,7 @@ class CutSpec:
 
     @property
     def name(self) -> str:
-        """The policy's name; of a function its module and name."""
+        """The policy's name; for a function, its module and name."""
         if callable(self.policy):
             kind = type(self.policy)
             named = self.policy if hasattr(self.policy, "__qualname__") else kind
@@ -113,7 +117,7 @@ class CutSpec:
         return self.policy
 
     def __str__(self) -> str:
-        """The text form, as parse_policy reads it; of a function its name and place."""
+        """The text form that parse_policy reads; for a function, its name and its place."""
         if callable(self.policy):
             return f"{self.name}:after={self.after:g}"
         if self.policy == ATP:
@@ -144,10 +148,10 @@ def _check_budget(budget: Budget) -> None:
 
 
 def parse_budget(text: str) -> Budget:
-    """Reads a budget: "0.25" is a fraction of the image tokens, "144" their count.
+    """Reads a budget: "0.25" is a fraction of the image tokens, "144" a number of image tokens.
 
     Raises:
-        PlanError: it is neither.
+        PlanError: the text is neither.
     """
     try:
         budget: Budget = int(text) if text.strip().lstrip("+-").isdigit() else float(text)
@@ -166,15 +170,15 @@ def parse_policy(text: str, *, keep: float | None = None, budget: Budget | None 
     Args:
         text: for instance "fastv:keep=0.25,after=2", "grid:keep=0.5,after=0.33", "atp:budget=0.25",
             "none".
-        keep: what to keep if the text does not say; 0.5 if not given.
-        budget: of atp, if the text does not say.
+        keep: the fraction to keep if the text states none; 0.5 if not given.
+        budget: the budget of atp if the text states none.
 
     Returns:
-        The cut. Without ``after`` it comes after two layers; "none" alone is no cut at all (after
-        0, all kept).
+        The cut. Without ``after`` the cut comes after two layers. "none" alone is no cut (after 0,
+        all tokens kept).
 
     Raises:
-        PlanError: what is wrong in the text, and what could stand there.
+        PlanError: the text is wrong; the message says what is wrong and what is allowed.
     """
     name, colon, options = (part.strip() for part in text.partition(":"))
     if name not in POLICIES:
@@ -231,15 +235,15 @@ def _after(value: str) -> int | float:
 def parse_plan(
     policy: PolicyLike, *, keep: float | None = None, budget: Budget | None = None
 ) -> tuple[CutSpec, ...]:
-    """Any way to name a plan -> its cuts.
+    """A plan in any form -> its cuts.
 
     Args:
-        policy: one cut, several, or None for no pruning; as text or CutSpec.
-        keep: what to keep where a text does not say.
-        budget: of atp where it has none yet; with no policy at all it means atp.
+        policy: one cut, several cuts, or None for no pruning; as text or CutSpec.
+        keep: the fraction to keep where a text states none.
+        budget: the budget of atp where atp has none yet; a budget without a policy means atp.
 
     Raises:
-        PlanError: see parse_policy; or a budget for a plan without atp.
+        PlanError: see parse_policy; or a budget is given for a plan without atp.
     """
     if policy is None:
         return () if budget is None else (CutSpec(0, ATP, budget=budget),)
@@ -266,7 +270,7 @@ def uses_atp(plan: Sequence[CutSpec]) -> bool:
 
 
 def plan_text(plan: Sequence[CutSpec]) -> str:
-    """One line for rows and tables: cuts joined by ``+``, or "none"; all those of atp are one."""
+    """A plan as one line for rows and tables: cuts joined by ``+``, or "none"; "atp" once."""
     if plan and all(cut.policy == ATP for cut in plan):
         return str(plan[0])
     cuts = [cut for cut in plan if not _is_nothing(cut)]
@@ -285,14 +289,14 @@ def settle(
     one cut for each module of the sidecar.
 
     Args:
-        plan: cuts as asked for.
+        plan: cuts as the user asked for them.
         n_layer: depth of the model.
-        legal_cuts: layer counts after which it can be cut; 0 is always legal.
+        legal_cuts: layer counts after which the model can be cut; 0 is always legal.
         atp_cuts: layer counts after which the sidecar's modules sit; () without a sidecar.
 
     Raises:
-        PlanError: a cut out of range, at a place that cannot be cut, or two at one place; atp
-            without a sidecar, or beside another policy.
+        PlanError: a cut is out of range or at a place that cannot be cut; two cuts are at one
+            place; atp is asked for without a sidecar, or together with another policy.
     """
     if uses_atp(plan):
         return _settle_atp(plan, atp_cuts)
@@ -325,9 +329,10 @@ def _settle_atp(plan: Sequence[CutSpec], atp_cuts: Sequence[int]) -> tuple[CutSp
 
 
 def resolve(plan: Sequence[CutSpec], n_layer: int, legal_cuts: Sequence[int]) -> list[Cut]:
-    """The plan as the engine takes it; see :func:`settle` for the rules and errors.
+    """The plan in the engine's form; see :func:`settle` for the rules and errors.
 
-    Not for atp: its cuts come from the engine, which holds the sidecar (``Engine.atp_plan``).
+    Not for the policy atp: those cuts come from the engine, which holds the sidecar
+    (``Engine.atp_plan``).
     """
     return [
         Cut(int(cut.after), cut.policy, cut.keep, cut.seed, needs=cut.needs)

@@ -1,4 +1,4 @@
-"""How the text of a caption is drawn, and what it must look like. Checked before loading."""
+"""How the text of a caption is drawn, and which form it must have. Checked before loading."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from atp_cpp.options.json_schema import grammar_of
 from atp_cpp.options.texts import check_number, check_text, check_whole
 
 _PENALTIES = ("repeat_penalty", "frequency_penalty", "presence_penalty")
-_LATER = (*_PENALTIES, "repeat_last_n")  # fields that were not there from the first
+_LATER = (*_PENALTIES, "repeat_last_n")  # fields that the first versions did not have
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,23 +21,27 @@ class SamplingConfig:
     """How the text is drawn.
 
     Attributes:
-        n_predict: at most this many tokens, >= 1.
-        temp: 0 is greedy.
-        top_k: draw among the k likeliest; 0 for all.
-        top_p: … that make up this probability, in (0, 1].
-        min_p: … that have at least this share of the likeliest's probability, in [0, 1].
-        seed: of the draw.
-        stop: texts that end the caption; they are not part of it.
-        grammar: what the text must follow, in llama.cpp's GBNF; its first rule is "root". "" for
-            any text.
-        json_schema: the same as the text of a JSON schema; see ``atp_cpp.options.json_schema``.
-        stop_on_repetition: whether a loop ends the caption: the same up to 64 tokens, word for
-            word, three times in a row and over at least 64 tokens. The text keeps its first round.
-        repeat_penalty: divides the positive logits of tokens that the answer holds, and multiplies
-            the negative ones; above 0, 1 for none.
-        frequency_penalty: is taken off the logit of a token for each time that the answer holds it.
-        presence_penalty: is taken off once.
-        repeat_last_n: the tokens of the answer that these look back at; 0 for none.
+        n_predict: most tokens of the answer, >= 1.
+        temp: divides the logits before tokens are drawn; 0 is greedy.
+        top_k: draw among the k likeliest tokens; 0 for all tokens.
+        top_p: draw among the likeliest tokens that make up this probability, in (0, 1].
+        min_p: draw among the tokens that have at least this share of the likeliest token's
+            probability, in [0, 1].
+        seed: seed of the random draw of tokens.
+        stop: texts that end the caption; the caption does not contain them.
+        grammar: grammar that the text must follow, in llama.cpp's GBNF; its first rule is "root".
+            "" for any text.
+        json_schema: text of a JSON schema that the text must follow; "" for any text. See
+            ``atp_cpp.options.json_schema``.
+        stop_on_repetition: whether a loop ends the caption. A loop is the same sequence of up to 64
+            tokens three times in a row or more, over at least 64 tokens. The text keeps the first
+            round of the loop.
+        repeat_penalty: divides the positive logits, and multiplies the negative logits, of tokens
+            that the answer contains; above 0, 1 for no penalty.
+        frequency_penalty: taken off the logit of a token for each time that the answer contains
+            the token.
+        presence_penalty: taken once off the logit of each token that the answer contains.
+        repeat_last_n: the penalties look at this many last tokens of the answer; 0 for no penalty.
     """
 
     n_predict: int = 128
@@ -56,10 +60,10 @@ class SamplingConfig:
     repeat_last_n: int = 64
 
     def __post_init__(self) -> None:
-        """Raises AtpError naming the field that cannot be."""
+        """Raises AtpError, with the name of the field, for a value that cannot be used."""
         for name in ("n_predict", "top_k", "seed", "repeat_last_n"):
             check_whole(name, getattr(self, name))
-            object.__setattr__(self, name, int(getattr(self, name)))  # NumPy's are no JSON
+            object.__setattr__(self, name, int(getattr(self, name)))  # JSON takes no NumPy integers
         for name in (
             "temp",
             "top_p",
@@ -99,7 +103,11 @@ class SamplingConfig:
             check_grammar(grammar)
 
     def facts(self) -> dict[str, Any]:
-        """What a configuration's hash is made of: rows of before there were penalties stay done."""
+        """The fields that the hash of a configuration contains.
+
+        Fields that the first versions did not have are left out while they have their defaults, so
+        that the hash of older rows stays the same.
+        """
         facts = asdict(self)
         for field in fields(self):
             if field.name in _LATER and facts[field.name] == field.default:
@@ -126,7 +134,7 @@ class SamplingConfig:
 
 
 def _penalties(draw: SamplingConfig) -> Iterator[tuple[bool, str]]:
-    """Whether each holds, and what is wrong if not."""
+    """For each rule: whether the rule is met, and what is wrong if not."""
     yield (
         math.isfinite(draw.repeat_penalty) and draw.repeat_penalty > 0,
         f"repeat_penalty must be above 0 (1 for none), got {draw.repeat_penalty}",

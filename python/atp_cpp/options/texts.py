@@ -1,4 +1,4 @@
-"""Texts and numbers of the user's on their way into the engine: of the kind that it takes."""
+"""Checks the user's texts and numbers before they go into the engine."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["check_number", "check_text", "check_whole"]
 
 
 def check_text(what: str, text: object) -> None:
-    """Raises AtpError unless it is a text that can be written as UTF-8."""
+    """Raises AtpError unless the value is a text that can be written as UTF-8."""
     if not isinstance(text, str):
         raise AtpError(f"{what}: expected a text, got {type(text).__name__}")
     try:
@@ -23,12 +23,12 @@ def check_text(what: str, text: object) -> None:
 
 
 def check_whole(name: str, value: object) -> None:
-    """Raises AtpError unless it is a whole number, of Python's or NumPy's."""
+    """Raises AtpError unless the value is a whole number of Python or NumPy."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
         raise AtpError(f"{name} must be a whole number, got {value!r}")
 
 
 def check_number(name: str, value: object) -> None:
-    """Raises AtpError unless it is a number."""
+    """Raises AtpError unless the value is a number."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
         raise AtpError(f"{name} must be a number, got {value!r}")

@@ -16,7 +16,7 @@ IMAGE_SIGN = re.compile(
 
 
 def insertion(before: str, after: str) -> tuple[int, str]:
-    """Where in `after` something new stands, and what it is.
+    """The place and the text of the part that `after` has and `before` has not.
 
     "<|user|><|img|><|text|>" against "<|user|><|text|>" has gained "img|><|" as well as "<|img|>":
     of the ways to shift the difference, the first that is made of whole tags is taken.

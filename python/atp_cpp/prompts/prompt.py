@@ -72,12 +72,13 @@ class ChatPrompt:
                 and a note says so.
             bos: text of the beginning-of-sequence token.
             eos: text of the end-of-sequence token.
-            add_bos: whether the tokeniser puts that token in front by itself; then the template's
-                own is taken off, so that there are not two.
+            add_bos: whether the tokeniser puts the beginning-of-sequence token in front. Then the
+                token that the template writes is removed, so that the prompt begins with one only.
             marker: the engine's media marker.
-            nfc: whether prompts are composed (Unicode's NFC), as the model's own tokeniser would.
-            lstrip: tokens which white space to their left belongs to, in that tokeniser.
-            rstrip: likewise to their right.
+            nfc: whether the characters of prompts are composed (Unicode's NFC), as the model's own
+                tokeniser composes them.
+            lstrip: tokens of the model's tokeniser that swallow the white space on their left.
+            rstrip: tokens of the model's tokeniser that swallow the white space on their right.
 
         Raises:
             ModelError: the template is not valid Jinja.
@@ -89,9 +90,9 @@ class ChatPrompt:
         self._nfc = nfc
         self._lstrip = tuple(lstrip)
         self._rstrip = tuple(rstrip)
-        # tags that the template writes for an image: tokens that no text may hold
+        # tags that the template writes for an image: tokens that no text of the user may contain
         self._signs: set[str] = set()
-        # what the template writes for an image whatever the messages hold; "": it does not
+        # the sign that the template writes for an image even if no message has one; "": no sign
         self._always = ""
         # number of images -> prompt with _TEXT in place of the question
         self._frames: dict[int, str] = {}
@@ -155,7 +156,7 @@ class ChatPrompt:
             ModelError: the template cannot be rendered with these turns; the reason it gives.
         """
         n_images = sum(turn.parts.count(None) for turn in turns)
-        self._frame_of(max(n_images, 1))  # teaches us the model's signs
+        self._frame_of(max(n_images, 1))  # also finds the signs that the model uses for images
         for text in (part for turn in turns for part in turn.parts if part is not None):
             self._check(text)
         if self._always:
@@ -224,7 +225,7 @@ class ChatPrompt:
     def _is_whole(self, prompt: str, turns: Sequence[Turn], n_images: int) -> bool:
         """Whether nothing was lost, and no list of parts was printed as such.
 
-        Templates may shorten what the assistant said: some take its thoughts off.
+        Templates may shorten an assistant's message: some remove the assistant's thoughts.
         """
         texts = [part for turn in turns for part in turn.parts if part is not None]
         said = (p for t in turns if t.role != "assistant" for p in t.parts if p is not None)
@@ -235,7 +236,7 @@ class ChatPrompt:
         )
 
     def _check(self, text: str) -> None:
-        """Raises AtpError if a text of the user's is none, or holds a sign for an image."""
+        """Raises AtpError if a user's text is no valid text, or contains a sign for an image."""
         check_text("the prompt", text)
         for sign, whose in ((self._marker, "engine"), *((s, "model") for s in sorted(self._signs))):
             if sign in text:
@@ -245,7 +246,7 @@ class ChatPrompt:
                 )
 
     def _as_tokenised(self, prompt: str) -> str:
-        """Does what the model's own tokeniser would do to a prompt, and the engine's does not."""
+        """Makes the changes that the model's own tokeniser makes and the engine's does not."""
         if self._nfc:
             prompt = unicodedata.normalize("NFC", prompt)
         for tokens, form in ((self._lstrip, r"\s+({})"), (self._rstrip, r"({})\s+")):

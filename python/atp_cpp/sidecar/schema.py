@@ -30,9 +30,10 @@ class SidecarFields:
         base_name: of the base model.
         cuts: layer counts after which the modules sit, ascending, each in 1..n_layer-1.
         n_layer: depth of the base model.
-        n_embd: its width.
-        n_head: its attention heads.
-        fingerprint: of its norms, 64 hex digits (`fingerprint_from_gguf`).
+        n_embd: width of the base model.
+        n_head: number of attention heads of the base model.
+        fingerprint: fingerprint of the base model's norms, 64 hex digits
+            (`fingerprint_from_gguf`).
         grid: (rows, columns) of the patch grid in training; any grid runs.
         score_norm: none, relative or minmax.
         divisor: rows_visible or rows_all.

@@ -1,4 +1,4 @@
-"""Locks in a forked child: one that another thread of the parent held is held for ever there."""
+"""New locks for a forked child: a lock that a thread of the parent held would never be free."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Locks that end with their process, however it ends."""
+"""Locks that are freed when their process ends, also after a kill."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 
 __all__ = ["take_lock"]
 
-fcntl: Any  # each is there on some systems only
+fcntl: Any  # each of these modules exists on some systems only
 msvcrt: Any
 try:
     fcntl, msvcrt = importlib.import_module("fcntl"), None
 except ImportError:
     fcntl, msvcrt = None, importlib.import_module("msvcrt")
 
-# The byte that is locked on Windows, where nobody else can read what is locked.
+# The byte that is locked on Windows, where other processes cannot read locked bytes.
 _FAR = 2**31 - 2
 
 
@@ -24,11 +24,12 @@ def take_lock(descriptor: int, *, wait: bool = False) -> bool:
     """Locks an open file, or a folder where folders can be opened, for this process.
 
     Args:
-        descriptor: of the open file; closing it frees the lock.
-        wait: for another process that has it.
+        descriptor: descriptor of the open file; closing it frees the lock.
+        wait: wait while another process has the lock.
 
     Returns:
-        False if another process has it; True if we do, or if the file system has no locks.
+        False if another process has the lock; True if this process has it, or if the file system
+        has no locks.
     """
     if fcntl is None:
         return _take_on_windows(descriptor, wait)

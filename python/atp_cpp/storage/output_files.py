@@ -1,4 +1,4 @@
-"""Before work is done: an output that is an input, or would replace somebody else's file."""
+"""Checks before a run: an output must not be an input, nor replace a file of another program."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def check_replaces(
     force: bool,
     is_ours: Callable[[bytes], bool] = lambda head: False,
 ) -> None:
-    """Raises AtpError if a file is there, unless it is forced or of the kind that we write.
+    """Raises AtpError if the file exists, unless `force` is set or the file is of our own kind.
 
     Args:
         option: what the message calls the output.
         output: the file to write; None for none.
         force: whether any file may be replaced.
-        is_ours: whether a file that begins so may be replaced without a word.
+        is_ours: a function: first bytes of a file -> whether it may be replaced without asking.
     """
     if output is None or force or not os.path.isfile(output):
         return

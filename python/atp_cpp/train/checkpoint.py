@@ -15,7 +15,7 @@ from atp_cpp.train.options import TrainOptions
 
 FILE_NAME = "checkpoint.pt"
 _VERSION = 1
-# a run with other values of these is another run
+# a run that changes one of these options is a new run and cannot be resumed
 _FIXED = ("mode", "cuts", "score_norm", "divisor", "score", "rule", "n_bins", "n_hidden")
 _FIXED_TOO = ("fixed", "lora_rank", "seed", "images_per_batch", "questions_per_image")
 _FREE = ("model", "data", "out", "image_dir", "watch", "name", "device", "steps", "minutes")
@@ -27,10 +27,10 @@ class RunState:
 
     Attributes:
         step: steps done.
-        seconds: of training so far, all sessions together.
+        seconds: seconds of training so far, in all sessions together.
         data: the place in the stream of batches.
-        running_mean: of the layer-mean counts.
-        changed: options that are not what they were, "name: before -> now".
+        running_mean: the running mean of the layer-mean counts.
+        changed: options whose value has changed, "name: before -> now".
     """
 
     step: int
@@ -47,10 +47,10 @@ def save_checkpoint(
     trained: dict[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> None:
-    """Writes the file by way of another one: a reader, or a crash, never meets half of it.
+    """Writes a temporary file and renames it, so that a reader or a crash never meets half a file.
 
     Raises:
-        AtpError: it cannot be written.
+        AtpError: the checkpoint cannot be written.
     """
     content = {
         "version": _VERSION,
@@ -91,7 +91,7 @@ def load_checkpoint(
         raise AtpError(f"{path}: no checkpoint to resume; leave out --resume")
     content = _read(path)
     now = options.as_plain()
-    # options that came after the checkpoint had their defaults
+    # options that are newer than the checkpoint had their defaults in that run
     defaults = TrainOptions(options.model, options.data, options.out).as_plain()
     before = {**defaults, **content["options"]}
     for name in (*_FIXED, *_FIXED_TOO):

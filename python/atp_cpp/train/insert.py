@@ -1,9 +1,9 @@
-"""ATP modules inside a transformers LLaVA, without a line of its model code.
+"""ATP modules inside a transformers LLaVA, without a change of transformers' model code.
 
-Three public seams carry it: an attention function registered under the name ``atp`` (gives scores
-at the layers before a module, applies the masks after it), a pre-hook on every decoder layer (drops
-the rows that no longer matter) and the model's own parts called in order (image features, language
-model, head).
+It uses three public interfaces: an attention function registered under the name ``atp`` (it gives
+scores at the layers before a module and applies the masks after a module), a pre-hook on every
+decoder layer (it drops the rows that no longer matter), and the model's own parts, called in order
+(image features, language model, head).
 
 A module's mask M multiplies attention: log M is added to a column's logits, a token always sees
 itself, masks of successive modules multiply. Rows whose mask falls below `drop_below` leave the

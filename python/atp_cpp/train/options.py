@@ -28,32 +28,35 @@ class TrainOptions:
         budget: layer-mean fraction of the image tokens to aim at.
         mode: thresholds (language model frozen), full (trained too) or lora (adapters and norms).
         cuts: layer counts the modules stand after; () for the reference's, scaled to the depth.
-        score_norm: see ``AtpSpec``, as the next three.
-        divisor: of S_self.
-        score: held against theta_r.
-        rule: which thresholds can keep a token.
+        score_norm: how scores are normalised: none, relative or minmax; see ``AtpSpec``.
+        divisor: what S_self is divided by: rows_visible or rows_all; see ``AtpSpec``.
+        score: the score that is compared with theta_r: avg, self or cross; see ``AtpSpec``.
+        rule: which thresholds can keep a token: union, redundant or spatial; see ``AtpSpec``.
         fixed: ablation: share of the image tokens to keep after each cut instead of learned
             thresholds. It trains the language model alone, and there is no sidecar for it.
         n_bins: features of each score.
         n_hidden: width of a module.
-        steps: to train for; None for no limit.
-        minutes: to train for; None for no limit. With neither, one pass over the data.
-        images_per_batch: distinct images of a step.
-        questions_per_image: of each of them.
+        steps: steps to train for; None for no limit.
+        minutes: minutes to train for; None for no limit. If steps and minutes are both None, the
+            run makes one pass over the data.
+        images_per_batch: distinct images in a step.
+        questions_per_image: questions about each of these images.
         lr_heads: peak learning rate of the modules.
         lr_llm: peak learning rate of the language model or its adapters.
         lambda_atp: weight of sum_l l * N_l / N.
         lambda_target: weight of |mean tokens - budget| as a fraction of N.
-        lambda_align: weight of the distance between scores and what later layers attend to, …
-        align: … in this first share of the run, in which nothing is dropped yet.
+        lambda_align: weight of the distance between the scores and the attention of later layers,
+            during the first `align` share of the run.
+        align: first share of the run, in which nothing is dropped and scores are aligned.
         warmup: steps until the peak rate.
         cooldown: last share of the run in which rates fall along a cosine to 2 %.
         clip: norm that gradients are clipped to.
         temperature: of the soft masks at the start; it rises geometrically to `temperature_end`.
         temperature_end: reached when the hard share begins.
         hard: last share of the run with hard masks forward and soft gradients.
-        budget_start: the budget aimed at falls from here, if it is above `budget`, …
-        ease: … in this first share of the run.
+        budget_start: the budget at the start of the run, if it is above `budget`; the budget then
+            falls to `budget` during the first `ease` share of the run.
+        ease: first share of the run, in which the budget falls from `budget_start` to `budget`.
         drop_below: rows whose soft mask is smaller leave the sequence.
         lora_rank: width of the adapters.
         dtype: f32, or bf16 for autocast (frozen weights are then kept in bfloat16).

@@ -1,9 +1,9 @@
 """Gives memory that was freed back to the system.
 
-The C library of Linux keeps what a thread freed for that thread, so that four threads in turn
-would hold four large pictures, of which three are freed: for pictures of 89 megapixels, one at a
-time through four threads, the process grew by 2.4 GB instead of 1.1. It also learns from each
-large block that is freed to keep the next of that size.
+The C library of Linux keeps the memory that a thread freed for the same thread. Four threads that
+open large pictures in turn would hold the memory of four pictures, though three pictures are freed:
+with pictures of 89 megapixels the process grew by 2.4 GB instead of 1.1 GB. When a large block is
+freed, the C library also raises the size up to which it keeps freed blocks.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from contextlib import suppress
 from functools import lru_cache
 
 _M_MMAP_THRESHOLD = -3  # of malloc.h
-_APART = 256 << 10  # bytes: pictures are larger, most else is smaller
+_APART = 256 << 10  # bytes: most pictures are larger, most other blocks are smaller
 
 
 @lru_cache(maxsize=1)
 def _malloc_trim() -> Callable[[int], int] | None:
-    """The function of the GNU C library; None where there is another one."""
+    """The function malloc_trim of the GNU C library; None where the C library is another one."""
     try:
         trim = ctypes.CDLL(None).malloc_trim
     except (AttributeError, OSError, TypeError):
@@ -29,17 +29,17 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 
 def large_blocks_apart() -> None:
-    """From now on blocks as large as pictures go back as soon as they are freed.
+    """From now on, blocks as large as pictures go back to the system as soon as they are freed.
 
-    A setting of the whole process, so it is the program's to make: ``atp-cpp caption`` does. Does
-    nothing where there is another C library.
+    The setting holds for the whole process, so only a program should make it: ``atp-cpp caption``
+    does. The function does nothing where the C library is not the GNU one.
     """
     with suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, _APART)
 
 
 def give_back() -> None:
-    """Gives back what is free; does nothing where that cannot be asked for."""
+    """Gives free memory back to the system; does nothing without the GNU C library."""
     trim = _malloc_trim()
     if trim is not None:
         trim(0)

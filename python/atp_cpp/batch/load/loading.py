@@ -1,14 +1,15 @@
-"""Opens images in worker threads: in order, in bounded memory, each failure its own image's.
+"""Opens images in worker threads: in order, in bounded memory; an error concerns one image only.
 
-Knows files and pixels, nothing of models: what a model wants made of the pixels is a function that
-is handed in.
+Knows files and pixels, nothing of models. The caller passes a function, `prepare`, that turns the
+pixels into what a model needs.
 
-* Items come out in the order they went in, at most `window` of them under way.
-* The decoded sizes, read from the files' headers, share `max_bytes`. The oldest image always gets
-  its share, however large, so nothing waits for ever and the excess is one image.
+* Items come out in the order they went in. At most `window` items are under way.
+* All images under way share `max_bytes`; the decoded size of an image is read from its header. The
+  oldest image always gets the memory it needs, however large the image is. So no image waits for
+  ever, and the limit is exceeded by one image at most.
 * A file is read once: hashed, then decoded. Pipes and devices are not opened.
 * Items are drawn from their iterator in the caller's thread.
-* Whatever an image causes, also in `prepare`, becomes the `error` of that image.
+* Every exception that an image causes, also in `prepare`, becomes the `error` of that image.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ __all__ = ["MAX_BYTES", "Loaded", "load_all"]
 
 T = TypeVar("T")
 
-MAX_BYTES = 1 << 30  # of files and pixels under way
-_PATIENCE = 1.0  # seconds that closing waits for threads that are amid an image
+MAX_BYTES = 1 << 30  # bytes that files and pixels under way may take together
+_PATIENCE = 1.0  # seconds that close() waits for threads that are opening an image
 
 
 @overload
@@ -63,14 +64,15 @@ def load_all(
 ) -> Generator[Loaded[Any], None, None]:
     """Opens all items.
 
-    Close it (``contextlib.closing``) if you leave before its end: its threads end then.
+    Close the generator (``contextlib.closing``) if you leave it early: then its threads end.
 
     Args:
-        items: what to open.
+        items: the images to open.
         prepare: called in a thread with each item and its pixels.
         n_threads: worker threads; 0 opens each image in the caller's thread when it is asked for.
-        window: items under way at most, those that are ready included.
-        max_bytes: what files and pixels under way may take together, if more than one is.
+        window: most items under way at once; items that are ready but not taken yet count.
+        max_bytes: bytes that files and pixels under way may take together. One image alone may
+            take more.
     """
     memory = Memory(max_bytes)
     opener: Opener[Any] = Opener(prepare or _as_they_are, memory)
@@ -101,14 +103,14 @@ class _Task(Generic[T]):
 
 
 class _Crew(Generic[T]):
-    """Threads that open what they are given, first come, first served."""
+    """Threads that open items in the order in which the items were given."""
 
     def __init__(self, opener: Opener[T], memory: Memory, n_threads: int) -> None:
         self._opener = opener
         self._memory = memory
         self._tasks: SimpleQueue[_Task[T] | None] = SimpleQueue()
         self._n_given = 0
-        # as daemons they cannot keep a program from ending, for instance over a file server's lag
+        # daemon threads: a thread that waits for a slow file server must not keep the program alive
         self._threads = [
             threading.Thread(target=self._work, name=f"atp-load-{i}", daemon=True)
             for i in range(n_threads)
@@ -117,7 +119,7 @@ class _Crew(Generic[T]):
             thread.start()
 
     def give(self, item: Item) -> _Task[T]:
-        """Has an item opened."""
+        """Hands an item to the threads, which open it."""
         task: _Task[T] = _Task(self._n_given, item)
         self._n_given += 1
         try:
@@ -126,13 +128,13 @@ class _Crew(Generic[T]):
             task.loaded.error = told(item.image, error)
             task.done.set()
             return task
-        if isinstance(task.source, (bytes, np.ndarray)):  # in hand already
+        if isinstance(task.source, (bytes, np.ndarray)):  # already in memory
             self._memory.book(task.index, size_of(task.source))
         self._tasks.put(task)
         return task
 
     def close(self) -> None:
-        """Ends the threads; what they have not begun is not begun any more."""
+        """Ends the threads; images that no thread has begun stay unopened."""
         self._memory.stop()
         for _ in self._threads:
             self._tasks.put(None)
@@ -146,10 +148,10 @@ class _Crew(Generic[T]):
                 task.loaded = self._opener.open(task.index, task.item, task.source)
             except Stopped:
                 return
-            except BaseException as error:  # somebody's sys.exit(), say
+            except BaseException as error:  # also SystemExit, if `prepare` calls sys.exit()
                 task.loaded.error = told(task.item.image, error)
             task.done.set()
-            del task  # and the pixels with it, while this thread waits for the next
+            del task  # frees the pixels while this thread waits for the next task
 
 
 def _in_order(
@@ -165,7 +167,7 @@ def _in_order(
                 tasks.append(crew.give(next(source)))
             except StopIteration:
                 more = False
-            except Exception as error:  # raised once what came before it is handed on
+            except Exception as error:  # raised after all earlier items were given
                 more, listing_failed = False, error
         if tasks:
             tasks[0].done.wait()

@@ -1,7 +1,8 @@
-"""Who may take how many bytes: pictures under way share a number of bytes, the oldest first.
+"""Limits the memory of pictures under way: all share a number of bytes, the oldest comes first.
 
-Knows no picture. Pictures are numbered in the order they are handed on; the one that is handed on
-next, the head, is never made to wait. So there is no deadlock, and the excess is one picture.
+Knows no picture. Pictures are numbered in the order in which they are handed on. The picture that
+is handed on next is the head; the head never waits for memory. So there is no deadlock, and the
+limit is exceeded by one picture at most.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class Memory:
     """The account of the bytes that pictures under way hold.
 
     Args:
-        max_bytes: what all may hold together, unless it is one alone.
+        max_bytes: bytes that all pictures may hold together. The head may take more.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -29,14 +30,14 @@ class Memory:
         self._changed = threading.Condition()
 
     def book(self, index: int, n_bytes: int) -> None:
-        """Says that a picture holds so much now; never waits."""
+        """Notes that a picture holds `n_bytes` now; never waits."""
         with self._changed:
             if index >= self._head:
                 self._shares[index] = n_bytes
                 self._changed.notify_all()
 
     def take(self, index: int, n_bytes: int) -> float:
-        """Waits until a picture may hold so much, all in all, and books it.
+        """Waits until a picture may hold `n_bytes` in total, and books these bytes.
 
         Returns:
             Seconds waited.
@@ -61,14 +62,17 @@ class Memory:
         return time.perf_counter() - started
 
     def hand_on(self) -> None:
-        """The head's bytes are somebody else's now; the next picture is the head."""
+        """Drops the head's bytes from the account: the caller holds that picture now.
+
+        The next picture becomes the head.
+        """
         with self._changed:
             self._shares.pop(self._head, None)
             self._head += 1
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Whoever waits, now or later, gets Stopped."""
+        """Makes every take(), waiting now or called later, raise Stopped."""
         with self._changed:
             self._stopped = True
             self._changed.notify_all()

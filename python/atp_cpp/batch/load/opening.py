@@ -1,7 +1,7 @@
-"""One image: its bytes read once, hashed, decoded and prepared; or one line on what is wrong.
+"""Opens one image: reads its bytes once, hashes, decodes and prepares them; or says what is wrong.
 
-Runs in any thread. Whatever happens to one image, up to running out of memory, is told in its own
-result and touches no other.
+Runs in any thread. An error of one image, also a lack of memory, is written into the result of this
+image and has no effect on other images.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from atp_cpp.images.load import Pixels, load_image, open_file, opened_image
 
 T = TypeVar("T")
 
-DECODING = 20  # bytes per pixel at the height of it; measured 10 (RGB) to 20 (RGBA, laid on white)
-_LARGE = 128 << 20  # bytes while decoding; what is left of them is given back to the system
+DECODING = 20  # peak bytes per pixel while decoding; measured 10 (RGB) to 20 (RGBA, laid on white)
+_LARGE = 128 << 20  # bytes; after an image that took more, free memory goes back to the system
 _MAX_ERROR = 1000  # characters
 
 
 @dataclass(slots=True)
 class Loaded(Generic[T]):
-    """One image, opened; or what is wrong with it.
+    """One opened image, or the reason why it could not be opened.
 
     Attributes:
-        item: what was to be opened.
-        pixels: what `prepare` made of the pixels, or uint8 [h, w, 3] without one; None with error.
-        sha256: of the file's bytes, in hex; of pixels that came as such, of "HxW:" and the pixels.
-            "" if nothing could be read.
-        stamp: of the file; see Row.
-        t_load: ms to read, decode and prepare it; waiting for other images is not in it.
-        error: one line, "" if all is well.
+        item: the item that was to be opened.
+        pixels: what `prepare` returned; uint8 [h, w, 3] without a `prepare`; None after an error.
+        sha256: SHA-256 of the file's bytes, in hex. For an image given as pixels, SHA-256 of the
+            text "HxW:" and the pixels. "" if nothing could be read.
+        stamp: "BYTES:NANOSECONDS", the size and time of the file; "" if the image is no file.
+        t_load: ms to read, decode and prepare the image, without the wait for other images.
+        error: what went wrong, in one line; "" if nothing did.
     """
 
     item: Item
@@ -56,8 +56,8 @@ class Opener(Generic[T]):
     """Opens items, several at a time if several threads call.
 
     Args:
-        prepare: what is made of each item and its pixels.
-        memory: where the bytes that an image takes are booked.
+        prepare: called with each item and its pixels; its result goes into Loaded.pixels.
+        memory: the account where the bytes that an image takes are booked.
     """
 
     def __init__(self, prepare: Callable[[Item, Pixels], T], memory: Memory) -> None:
@@ -65,12 +65,12 @@ class Opener(Generic[T]):
         self._memory = memory
 
     def open(self, index: int, item: Item, source: Source) -> Loaded[T]:
-        """Opens one; an error of its own is in the result.
+        """Opens one item; the result holds the error if the image cannot be opened.
 
         Args:
-            index: its number, for the memory.
-            item: not opened if it has an error.
-            source: the item's, or a copy of it.
+            index: number of the item, for the account of memory.
+            item: the item; an item that already has an error is not opened.
+            source: the item's source, or a copy of the source.
 
         Raises:
             Stopped: the memory was stopped.
@@ -103,7 +103,7 @@ class Opener(Generic[T]):
             loaded.pixels = self._prepare(loaded.item, pixels)
         else:
             waited.append(self._memory.take(index, size_of(source)))
-            loaded.stamp = stamp_of(source)  # before it is read: a later change is then seen
+            loaded.stamp = stamp_of(source)  # read before the bytes, so a later change shows
             data = bytes_of(source, name)
             loaded.sha256 = _sha256(data)
             loaded.pixels, n_bytes = self._decoded(data, loaded.item, index, waited)
@@ -112,7 +112,7 @@ class Opener(Generic[T]):
         self._memory.book(index, _held_by(loaded.pixels))
 
     def _decoded(self, data: bytes, item: Item, index: int, waited: list[float]) -> tuple[T, int]:
-        """What is made of an image, and how many bytes that took at most."""
+        """The result of `prepare`, and the most bytes that decoding took."""
         name = item.image
         with opened_image(data, name) as image:
             n_bytes = len(data) + DECODING * image.width * image.height
@@ -121,7 +121,7 @@ class Opener(Generic[T]):
 
 
 def own_pixels(item: Item) -> Source:
-    """The source of an item; of pixels in memory a copy, for their owner may change them.
+    """The source of an item; an array is copied, because its owner may change the array later.
 
     Raises:
         ImageError: pixels that load_image refuses.
@@ -159,9 +159,9 @@ def _read(path: str | os.PathLike[str], name: str) -> bytes:
 
 
 def stamp_of(source: Source) -> str:
-    """Size and time of a file, "SIZE:TIME"; "" if it is none, or not there.
+    """Size and time of a file, "SIZE:TIME"; "" if the source is no file or the file is missing.
 
-    Of a tar's member those in the tar.
+    A member of a tar has the size and time that the tar states.
     """
     if isinstance(source, (str, os.PathLike)):
         try:
@@ -173,7 +173,7 @@ def stamp_of(source: Source) -> str:
 
 
 def hash_of(source: Source, name: str) -> str:
-    """SHA-256 of the bytes of a file, of a tar's member or of bytes, in hex; "" if it has none."""
+    """SHA-256, in hex, of a file, of a tar's member or of bytes; "" for any other source."""
     if isinstance(source, (Image.Image, np.ndarray)):
         return ""
     try:
@@ -183,7 +183,7 @@ def hash_of(source: Source, name: str) -> str:
 
 
 def size_of(source: Source) -> int:
-    """Bytes of what an image is read from, before it is read; 0 where nobody knows."""
+    """Size in bytes of an image's source, known before it is read; 0 where the size is unknown."""
     if isinstance(source, bytes):
         return len(source)
     if isinstance(source, np.ndarray):
@@ -197,7 +197,7 @@ def size_of(source: Source) -> int:
 
 
 def told(name: str, error: BaseException) -> str:
-    """What a row says of an exception: one line, the image's name in it."""
+    """The text of an exception for a row: one line that contains the image's name."""
     if isinstance(error, AtpError):
         text = str(error)
     elif isinstance(error, MemoryError):
@@ -215,5 +215,5 @@ def _sha256(*parts: Any) -> str:
 
 
 def _held_by(result: object) -> int:
-    """Bytes of an array, or of what says how many it has."""
+    """Bytes of an array, or the `n_bytes` of an object that has this attribute."""
     return int(getattr(result, "n_bytes", getattr(result, "nbytes", 0)))

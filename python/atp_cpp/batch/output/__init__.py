@@ -1,1 +1,1 @@
-"""Captions -> rows, and where rows go: a file, texts beside images, a table."""
+"""Captions -> rows, and rows -> a file of rows, text files beside the images, or a table."""

@@ -1,4 +1,4 @@
-"""A file of rows as Parquet: typed columns, for pandas, DuckDB, Spark and their like."""
+"""A file of rows as Parquet: typed columns, for pandas, DuckDB, Spark and similar tools."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from atp_cpp.errors import AtpError
 
 __all__ = ["jsonl_to_parquet"]
 
-_GROUP = 10_000  # rows that are in memory at once
+_GROUP = 10_000  # rows in memory at once
 
 
 def jsonl_to_parquet(
@@ -29,16 +29,16 @@ def jsonl_to_parquet(
 ) -> int:
     """Writes the rows of a JSONL file, the last one of each key, as Parquet.
 
-    The columns are the fields of a row; ``parsed`` is JSON text, null where there is none. The file
-    appears under its name when it is whole, and replaces one that is there.
+    The columns are the fields of a row. ``parsed`` is JSON text; it is null where a row has no
+    parsed answer. The file gets its name only when it is complete, and replaces an existing file.
 
     Args:
-        jsonl: what ``RowsFile`` wrote; it is only read.
+        jsonl: a file that ``RowsFile`` wrote; it is only read.
         parquet: the file to make.
         rows_per_group: rows in memory at once, and in each row group.
 
     Returns:
-        How many rows it holds.
+        The number of rows in the new file.
 
     Raises:
         AtpError: pyarrow is missing, or one of the files cannot be read or written.
@@ -67,7 +67,7 @@ def jsonl_to_parquet(
 
 
 def check_pyarrow() -> None:
-    """To be asked before a long run.
+    """Checks for pyarrow; call this before a long run.
 
     Raises:
         AtpError: pyarrow is missing.
@@ -122,7 +122,7 @@ def _cell(row: Row, name: str) -> Any:
 
 
 def _clean(text: str) -> str:
-    """A file name that is not valid UTF-8 cannot be in a column as it is."""
+    """The text as valid UTF-8, which Parquet requires; a file name may hold other bytes."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
@@ -133,7 +133,7 @@ def _groups(rows: Iterable[Row], n: int) -> Iterator[list[Row]]:
 
 
 def _publish(part: str, target: Path) -> None:
-    """Onto the disk and under its name, with the permissions of a new file."""
+    """Writes the part file to the disk and renames it, with the permissions of a new file."""
     umask = os.umask(0)
     os.umask(umask)
     os.chmod(part, 0o666 & ~umask)

@@ -1,7 +1,7 @@
-"""Reads rows back: what an earlier run has done, and which row of a key is the last.
+"""Reads rows back: which keys an earlier run has done, and which row of a key is the last.
 
-A file of rows is only ever appended to, so a row that was made again stands there twice; the last
-one counts. Nothing here holds a file in memory: of each row its 16-byte key is kept.
+A run only appends to a file of rows. So a row that was made again is in the file twice; the last
+row of a key counts. No file is held in memory: only the 16-byte key of each row is kept.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from atp_cpp.errors import AtpError
 __all__ = ["Done", "Line", "begins_rows", "file_key", "is_row", "key_of", "lines_of", "read_rows"]
 
 _KEY_BYTES = 16
-_MAX_LINE = 1 << 26  # bytes; a longer one is no row, and is met in pieces
-_HEAD = b'{"custom_id": '  # how each of our lines begins
+_MAX_LINE = 1 << 26  # bytes; a longer line is no row, and is read in pieces
+_HEAD = b'{"custom_id": '  # every line that this package writes begins so
 _TEXTS = ("custom_id", "image", "prompt", "caption", "finish_reason", "status", "config_hash")
 
 log = logging.getLogger(__name__)
 
 
 def key_of(custom_id: str, prompt: str, config_hash: str) -> bytes:
-    """16 bytes that stand for what a row answers."""
+    """A 16-byte hash of image id, prompt and configuration: what a row answers."""
     text = f"{len(custom_id)},{len(prompt)}:{custom_id}{prompt}{config_hash}"
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_KEY_BYTES).digest()
 
 
 def file_key(stamp: Any, sha256: Any) -> bytes:
-    """8 bytes that stand for a file's size and time, and 8 for what is in it; b"" if unknown."""
+    """An 8-byte hash of a file's stamp, then an 8-byte hash of its sha256; b"" without a sha256."""
     if not (type(sha256) is str and sha256):
         return b""
     parts = (stamp if type(stamp) is str else "", sha256)
@@ -53,10 +53,10 @@ class Line:
     """One line of a file of rows.
 
     Attributes:
-        number: from 1.
-        start: bytes before it.
-        raw: with its end, if it has one.
-        value: what its JSON says; None if it is none.
+        number: number of the line, counted from 1.
+        start: number of bytes before the line.
+        raw: bytes of the line, with the line end if there is one.
+        value: the value of the line's JSON; None if the line is no JSON.
     """
 
     number: int
@@ -79,12 +79,12 @@ def lines_of(stream: BinaryIO) -> Iterator[Line]:
 
 
 def is_row(value: Any) -> bool:
-    """Whether this is a row of ours, as far as resuming needs to know."""
+    """Whether the value has the fields of a row that resuming needs."""
     return isinstance(value, dict) and all(type(value.get(name)) is str for name in _TEXTS)
 
 
 def begins_rows(first: Line) -> bool:
-    """Whether the first line of a file is a row, or what is left of one."""
+    """Whether the first line of a file is a row, or the beginning of a row that was cut off."""
     if first.value is not None:
         return is_row(first.value)
     return first.raw.startswith(_HEAD) or _HEAD.startswith(first.raw)
@@ -93,18 +93,18 @@ def begins_rows(first: Line) -> bool:
 class Done:
     """The keys that need not be answered again.
 
-    The last row of a key counts. A failed row counts as done unless it shall be retried; one that
-    was interrupted never does.
+    The last row of a key counts. A failed row counts as done unless `retry_failed` is set. A row
+    that was interrupted never counts as done.
 
     Args:
-        retry_failed: take failed rows of earlier runs as not done.
+        retry_failed: caption the images again whose rows failed in earlier runs.
     """
 
     def __init__(self, *, retry_failed: bool = False) -> None:
         self._retry_failed = retry_failed
-        self._good: dict[bytes, bytes] = {}  # key -> of which file its row is
+        self._good: dict[bytes, bytes] = {}  # key -> file_key of the row's image
         self._failed: dict[bytes, bytes] = {}
-        self._now: set[bytes] = set()  # of this run
+        self._now: set[bytes] = set()  # keys that this run has taken on
 
     @property
     def n_good(self) -> int:
@@ -117,7 +117,7 @@ class Done:
         return len(self._failed)
 
     def count(self, row: Mapping[str, Any]) -> None:
-        """Takes in a row of an earlier run; in the order of the file."""
+        """Notes a row of an earlier run. Call it for the rows in the order of the file."""
         key = key_of(row["custom_id"], row["prompt"], row["config_hash"])
         self.forget(key)
         of_file = file_key(row.get("stamp"), row.get("sha256"))
@@ -127,20 +127,20 @@ class Done:
             self._failed[key] = of_file
 
     def forget(self, key: bytes) -> None:
-        """What an earlier run has done of it counts no more."""
+        """Makes the rows that earlier runs wrote for this key count no more."""
         self._good.pop(key, None)
         self._failed.pop(key, None)
 
     def file_of(self, key: bytes) -> bytes:
-        """The file_key of an earlier run's row; b"" if there is none."""
+        """The file_key of the row that an earlier run wrote for this key; b"" if there is none."""
         return self._good.get(key) or self._failed.get(key) or b""
 
     def earlier(self, key: bytes) -> bool:
-        """Whether an earlier run has done it."""
+        """Whether an earlier run has done this key."""
         return key in self._good or (not self._retry_failed and key in self._failed)
 
     def failed(self, key: bytes) -> bool:
-        """Whether what counts of earlier runs is a failure."""
+        """Whether the last row of this key in earlier runs is a failure."""
         return key in self._failed
 
     def claim(self, key: bytes) -> bool:
@@ -157,11 +157,11 @@ class Done:
 def read_rows(path: str | os.PathLike[str]) -> Iterator[Row]:
     """The rows of a file, the last one of each key, in the order of the file.
 
-    Reads the file twice and holds about 50 bytes a row, so it takes files of any length. Lines that
-    are no rows are left out, and noted.
+    Reads the file twice and holds about 50 bytes a row, so a file may be very long. Lines that are
+    no rows are left out, with a warning.
 
     Raises:
-        AtpError: no such file, it cannot be read, or it holds something else.
+        AtpError: the file does not exist, cannot be read, or is no file of rows.
     """
     name = os.fspath(path)
     try:
@@ -199,7 +199,7 @@ def _chosen(stream: BinaryIO, last: NDArray[np.bool_], name: str) -> Iterator[Ro
             log.warning("%s:%d: no row; left out", name, line.number)
             continue
         is_last = next(wanted, None)
-        if is_last is None:  # appended since it was read for the first time
+        if is_last is None:  # another process appended rows after the first reading
             return
         if not is_last:
             continue

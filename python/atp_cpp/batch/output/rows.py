@@ -24,32 +24,34 @@ class Row:
     """What ``--json`` prints and ``--out`` holds, one line a row.
 
     Attributes:
-        custom_id: what the caller calls the image; its path unless the input names another.
-        image: its path, or its place in an archive.
-        sha256: of the image's bytes, 64 hex digits; "" where they are not known.
-        stamp: "BYTES:NANOSECONDS", size and time of its file when it was read; "" if it is none.
+        custom_id: the caller's name of the image; the image's path if the input gives no name.
+        image: path of the image, or its place in an archive.
+        sha256: SHA-256 of the image's bytes, 64 hex digits; "" where the bytes are not known.
+        stamp: "BYTES:NANOSECONDS", size and time of the image's file when it was read; "" if the
+            image is no file.
         prompt: the question.
-        caption: the answer; of an interrupted row what was there by then.
+        caption: the answer; in an interrupted row the part that was there.
         parsed: the answer as an object where a JSON schema was given, else null.
         finish_reason: "stop", "length", "repetition", "cancelled", or "error".
         status: "ok" or "error".
         error: what went wrong, "" if nothing.
-        n_image_tokens: before any cut.
+        n_image_tokens: image tokens before any cut.
         n_kept: image tokens alive after each cut.
         tokens_mean: live image tokens, mean over all layers.
         thresholds: of policy atp, per cut: theta_r, theta_s, and the offset that a budget shifts
-            both by (null where it takes more than any offset would let through).
+            both by (null where the budget takes more tokens than any offset lets through).
         t_load: ms to open the image.
         t_encode: ms of the vision encoder.
-        t_prefill: ms of the prompt.
-        t_decode: ms of the answer.
+        t_prefill: ms to compute the prompt.
+        t_decode: ms to generate the answer.
         kv_bytes: real size of all caches.
         model: file of the text model.
         mmproj: file of the vision projector.
         atp: file of the ATP sidecar, "" without one.
         policy: the cuts made, or "none".
-        config_hash: 16 hex digits that change with whatever changes captions; "" if not asked for.
-        seed: of the draw.
+        config_hash: hash of everything that can change a caption, 16 hex digits; "" if the run
+            makes no hash.
+        seed: seed of the random draw of tokens.
     """
 
     custom_id: str
@@ -85,7 +87,8 @@ class Row:
     def as_line(self) -> bytes:
         """One line of a JSONL file, with its end; :meth:`from_dict` reads it back.
 
-        A file name that is not valid UTF-8 becomes JSON escapes, a number that is not finite null.
+        A file name that is not valid UTF-8 is written as JSON escapes. A number that is not finite
+        is written as null.
         """
         row = self.as_dict()
         try:
@@ -96,7 +99,7 @@ class Row:
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Row:
-        """The row that :meth:`as_dict` gave; fields that are not ours are left out.
+        """The row that :meth:`as_dict` gave; fields that Row does not have are left out.
 
         Raises:
             ValueError: a field is missing, or of another type.
@@ -213,19 +216,19 @@ def failed_row(
     """The row of an image that failed, or whose caption was interrupted.
 
     Args:
-        image: what the image is called.
+        image: name of the image.
         prompt: the question.
         error: what went wrong.
-        files: those of the model.
-        seed: of the draw.
+        files: files of the model.
+        seed: seed of the random draw of tokens.
         plan: the cuts that would have been made.
-        partial: the answer as far as it came before an interruption.
-        cancelled: interrupted, also where nothing of the answer was there yet.
-        custom_id: the image's name if not given.
-        sha256: of the image's bytes, if they were read.
-        stamp: of its file; see Row.
-        t_load: ms to open the image, if it could be.
-        config_hash: see Row.
+        partial: the part of the answer that came before an interruption.
+        cancelled: whether the caption was interrupted, even before its first token.
+        custom_id: the caller's name of the image; the name `image` if not given.
+        sha256: SHA-256 of the image's bytes; "" if the bytes were not read.
+        stamp: "BYTES:NANOSECONDS", size and time of the image's file; "" if the image is no file.
+        t_load: ms to open the image, or to try to open it.
+        config_hash: hash of everything that can change a caption; "" if the run makes no hash.
     """
     return Row(
         custom_id=image if custom_id is None else custom_id,

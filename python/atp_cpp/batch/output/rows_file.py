@@ -1,8 +1,8 @@
 """The file of rows: appended to line by line, never rewritten, whole after any end of its process.
 
-A row is one write of one line to a descriptor in append mode, so ``kill -9`` leaves at most a torn
-last line, which the next run cuts off. What is there already is read back on opening, and says what
-need not be done again. Knows nothing of images and captions.
+A row is one write of one line to a descriptor in append mode. So ``kill -9`` leaves at most an
+incomplete last line, which the next run cuts off. Existing rows are read back on opening: they say
+which keys need not be done again. Knows nothing of images and captions.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from atp_cpp.storage.locks import take_lock
 
 __all__ = ["RowsFile"]
 
-SYNC_EVERY = 5.0  # seconds; a power cut costs at most the rows of this time
+SYNC_EVERY = 5.0  # seconds between two syncs; a power cut loses the rows of this time at most
 _FLAGS = os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 log = logging.getLogger(__name__)
@@ -30,16 +30,17 @@ log = logging.getLogger(__name__)
 class RowsFile:
     """A context manager over a JSONL file of rows; entering opens, locks, repairs and reads it.
 
-    A pipe or a device (/dev/stdout) is written to and nothing else. For one thread at a time.
+    A pipe or a device (/dev/stdout) is only written to: it is not locked, repaired or read. For one
+    thread at a time.
 
     Args:
         path: the file; its folder is made when missing.
-        retry_failed: failed rows of earlier runs are not done.
+        retry_failed: caption the images again whose rows failed in earlier runs.
         resume: go on with a file that holds rows; otherwise such a file is refused.
 
     Raises:
-        AtpError: on entering: a folder, a file that is not ours or cannot be written, or one that
-            another process writes.
+        AtpError: on entering: the path is a folder, the file holds something other than rows, the
+            file cannot be written, or another process writes the file.
     """
 
     def __init__(
@@ -55,12 +56,12 @@ class RowsFile:
 
     @property
     def n_good(self) -> int:
-        """Captions that earlier runs left here."""
+        """Number of captions that earlier runs left in this file."""
         return self._earlier.n_good
 
     @property
     def n_failed(self) -> int:
-        """Failures that earlier runs left here."""
+        """Number of failures that earlier runs left in this file."""
         return self._earlier.n_failed
 
     def __enter__(self) -> RowsFile:
@@ -92,7 +93,7 @@ class RowsFile:
             self._close()
 
     def done(self, custom_id: str, prompt: str, config_hash: str) -> bool:
-        """Whether there is a row of this key, or it has been claimed."""
+        """Whether an earlier run has done this key, or this run has claimed the key."""
         return key_of(custom_id, prompt, config_hash) in self._earlier
 
     def done_earlier(self, custom_id: str, prompt: str, config_hash: str) -> bool:
@@ -100,11 +101,11 @@ class RowsFile:
         return self._earlier.earlier(key_of(custom_id, prompt, config_hash))
 
     def file_of(self, custom_id: str, prompt: str, config_hash: str) -> bytes:
-        """Which file an earlier run's row of this key is of; see ``file_key``."""
+        """The ``file_key`` of the row that an earlier run wrote for this key."""
         return self._earlier.file_of(key_of(custom_id, prompt, config_hash))
 
     def forget(self, custom_id: str, prompt: str, config_hash: str) -> None:
-        """Earlier rows of this key count no more; they stay in the file, a new one comes after."""
+        """Makes earlier rows of this key count no more; they stay in the file."""
         self._earlier.forget(key_of(custom_id, prompt, config_hash))
 
     def failed_earlier(self, custom_id: str, prompt: str, config_hash: str) -> bool:
@@ -112,10 +113,10 @@ class RowsFile:
         return self._earlier.failed(key_of(custom_id, prompt, config_hash))
 
     def claim(self, custom_id: str, prompt: str, config_hash: str) -> bool:
-        """Takes a key on: an image listed twice is captioned once, also while it is under way.
+        """Takes a key on, so that an image that is listed twice is captioned once.
 
         Returns:
-            False if there is a row of it, or it has been claimed before.
+            False if an earlier run has done this key, or if this run has claimed the key before.
         """
         key = key_of(custom_id, prompt, config_hash)
         return not self._earlier.earlier(key) and self._earlier.claim(key)
@@ -124,8 +125,8 @@ class RowsFile:
         """Writes one row; it is in the file when this returns.
 
         Raises:
-            WriteError: it cannot be written; the file ends with the row before. Of a pipe whose
-                reader is gone: BrokenPipeError.
+            WriteError: the row cannot be written; the file ends with the row before.
+            BrokenPipeError: the file is a pipe, and its reader is gone.
         """
         if self._file < 0:
             raise ValueError("the file of rows is not open")
@@ -157,17 +158,17 @@ class RowsFile:
             if self._is_in_place():
                 _sync_folder(path.parent)
                 return
-            self._close()  # it was replaced just now
+            self._close()  # another process replaced the file just now
 
     def _is_in_place(self) -> bool:
-        """Whether the path still leads to the file that we have open."""
+        """Whether the path still leads to the file that is open here."""
         try:
             return os.path.samestat(os.fstat(self._file), self.path.stat())
         except FileNotFoundError:
             return False
 
     def _read_back(self) -> None:
-        """Takes in the rows that are there, and repairs the end."""
+        """Reads the existing rows, and repairs the end of the file."""
         strange: list[int] = []  # numbers of lines that are no rows
         last = None
         with os.fdopen(os.dup(self._file), "rb", buffering=1 << 20) as stream:
@@ -200,7 +201,7 @@ class RowsFile:
             )
 
     def _repair(self, last: Line) -> None:
-        """Sees to it that the file ends with a whole line."""
+        """Makes the file end with a whole line."""
         if last.value is None:
             os.ftruncate(self._file, last.start)
             log.warning(
@@ -211,7 +212,7 @@ class RowsFile:
             os.write(self._file, b"\n")
 
     def _write(self, line: bytes) -> None:
-        """The whole line, or nothing."""
+        """Writes the whole line, or nothing."""
         start = os.fstat(self._file).st_size
         n_done = 0
         try:
@@ -233,7 +234,7 @@ class RowsFile:
             os.fsync(self._file)
             in_place = self._is_in_place()
         except OSError as error:
-            if error.errno in (errno.EINVAL, errno.ENOTSUP):  # nothing to wait for there
+            if error.errno in (errno.EINVAL, errno.ENOTSUP):  # this kind of file has no sync
                 return
             raise self._lost(error) from error
         if not in_place:
@@ -243,7 +244,7 @@ class RowsFile:
             )
 
     def _close(self) -> None:
-        """Frees the lock too."""
+        """Closes the file, which also frees the lock."""
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
@@ -263,13 +264,13 @@ class RowsFile:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Sees to it that a new file's name is on the disk too, where folders can be opened."""
+    """Writes the name of a new file to the disk, on systems where a folder can be opened."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
-    except OSError:  # a file system that does not do this
+    except OSError:  # a file system that cannot sync a folder
         pass
     finally:
         os.close(descriptor)

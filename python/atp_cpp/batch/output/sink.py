@@ -1,7 +1,7 @@
-"""Where the rows of a run go, and what of its input is still to do: one file, texts, or both.
+"""Writes the rows of a run to one file, to text files, or both; finds what is still to do.
 
-The order of writing makes every end of the process harmless: an image's text is written before its
-rows, so an image whose rows are all there has its text, and any other is captioned again.
+An image's text is written before the image's rows. So an image that has all its rows also has its
+text, and every other image is captioned again, whatever ended the process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class _Open:
-    """An image of which not all rows have come."""
+    """An image that still waits for some of its rows."""
 
     item: Item
     rows: dict[str, Row] = field(default_factory=dict)  # by prompt
@@ -33,22 +33,22 @@ class _Open:
 class Sink:
     """Takes in the rows of a run.
 
-    `pending` may be drawn in another thread than the one that calls `put` and `close`; a RowsFile
-    and TextFiles that are handed in belong to the sink until then.
+    `pending` may be drawn in another thread than the one that calls `put` and `close`. The RowsFile
+    and the TextFiles must not be used elsewhere until `close`.
 
     Args:
         rows: the file of rows, entered, if rows are kept.
         texts: the text files, if images get texts.
-        config_hash: of this run; see ``config_hash``.
+        config_hash: hash of this run's configuration; see ``run_key.config_hash``.
 
     Attributes:
         n_skipped: images passed over because they were done before this run.
-        n_skipped_failed: those of them that had failed.
+        n_skipped_failed: images among n_skipped that had failed.
         n_with_text: images passed over because they have a text file.
-        n_replaced: images that are captioned anew, since another file has their name now.
+        n_replaced: images captioned again because another file has their name now.
         n_repeated: images passed over because this run had met them already.
-        n_conflicts: images passed over because their custom_id is that of another image; each is
-            noted. They have no row, which could not be told from the other's.
+        n_conflicts: images passed over because another image has the same custom_id. A warning
+            names each. They get no row: nobody could tell it from the other image's row.
     """
 
     def __init__(
@@ -64,15 +64,15 @@ class Sink:
         self._texts = texts
         self._config_hash = config_hash
         self._open: dict[str, _Open] = {}
-        self._claims = Done()  # where there is no file that knows
-        self._images: dict[int, int] = {}  # hash of a custom_id -> that of its image
+        self._claims = Done()  # the keys of this run; used where there is no file of rows
+        self._images: dict[int, int] = {}  # hash of a custom_id -> hash of its image
 
     def pending(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items that are still to do, each with the prompts that are still to do.
 
-        An image that gets a text is captioned for all of its prompts or for none. One whose text
-        cannot be written comes out with an error. Lazy; call it once, and give every item that
-        comes out of it an answer.
+        An image that gets a text is captioned for all of its prompts or for none. An image whose
+        text cannot be written comes out with an error. The iterator is lazy. Call this once, and
+        `put` a row for every prompt of every item that it gives.
 
         Raises:
             AtpError: an image without a file, where texts are written.
@@ -95,8 +95,8 @@ class Sink:
         """Takes in one row of an item that came out of `pending`.
 
         Returns:
-            What was recorded: this row; where there are texts, all rows of its image once it is
-            whole, as errors if its text cannot be written.
+            The rows that were recorded. Without texts: this row. With texts: nothing until all rows
+            of the image have come, then all of them; they are errors if the text cannot be written.
 
         Raises:
             WriteError: nothing can be written any more; end the run.
@@ -117,16 +117,16 @@ class Sink:
         return self._append(rows)
 
     def close(self) -> list[Row]:
-        """At the end, or after an interruption: rows of images that did not become whole.
+        """Records the rows of images that did not get all their rows. Call it when the run ends.
 
-        They are kept, without a text; a later run captions these images again.
+        These rows are kept without a text. A later run captions these images again.
         """
         rows = [row for image in self._open.values() for row in image.rows.values()]
         self._open.clear()
         return self._append(rows)
 
     def _conflicts(self, item: Item) -> bool:
-        """Whether the id is another image's; only ids that are not the image's name can be."""
+        """Whether another image has this id; an id that is the image's name cannot conflict."""
         if item.custom_id == item.image:
             return False
         image = hash(item.image)
@@ -162,9 +162,9 @@ class Sink:
     def _forget_replaced(
         self, item: Item, keys: list[tuple[str, str, str]], rows: RowsFile
     ) -> None:
-        """Earlier rows of an image count no more if its file holds something else now.
+        """Makes earlier rows of an image count no more if its file has other content now.
 
-        Size and time are compared first; the file is read only if they differ.
+        Size and time are compared first. The file is read only if size or time differ.
         """
         known = {key: of_file for key in keys if (of_file := rows.file_of(*key))}
         if item.error or not known:
@@ -187,7 +187,7 @@ class Sink:
             )
 
     def _with_text(self, item: Item, texts: TextFiles) -> Item:
-        """The item; without prompts if its text needs none, with an error if it cannot be."""
+        """The item: no prompts if its text is done, an error if no text can be written."""
         try:
             wanted = texts.wanted(item.source)
         except TextFileError as error:
@@ -211,5 +211,5 @@ class Sink:
 
 
 def _failed(row: Row, error: str) -> Row:
-    """The row of a caption that could not be written where it belongs; the caption stays in it."""
+    """The error row of a caption whose text could not be written; the row keeps the caption."""
     return replace(row, status=ERROR, finish_reason="error", error=error)

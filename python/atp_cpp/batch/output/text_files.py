@@ -1,6 +1,6 @@
 """A text file beside each image, ``cat.jpg`` -> ``cat.txt``, as trainers of image models read them.
 
-Each is written under another name in the same folder and renamed, so a text is whole or not there.
+Each is written under another name in the same folder, then renamed. So a text is whole or missing.
 Knows nothing of models.
 """
 
@@ -23,17 +23,18 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class TextFileError(AtpError):
-    """One image's text cannot be written; it costs this image only."""
+    """One image's text cannot be written; the other images go on."""
 
 
 class TextFiles:
     """Writes the texts of one run. For one thread at a time.
 
     Args:
-        existing: what happens to a text that is there: "skip" leaves it, and its image need not be
-            captioned; "overwrite" replaces it; "append" and "prepend" add a caption unless it
-            stands at that end already, so that a resumed run adds nothing twice.
-        inputs: files that the run reads, a list of images say; no text takes their place.
+        existing: what happens to an existing text. "skip" keeps the text, and its image is not
+            captioned. "overwrite" replaces the text. "append" and "prepend" add the caption at the
+            end or at the front, unless the caption is already there; so a resumed run adds nothing
+            twice.
+        inputs: files that the run reads, for instance a list of images; no text replaces them.
 
     Raises:
         AtpError: existing is none of these.
@@ -50,21 +51,22 @@ class TextFiles:
         self._existing = existing
         self._owners: dict[int, str] = {}  # hash of a text's path -> the suffix of its image
         self._inputs = frozenset(map(os.path.realpath, inputs))
-        self._folder = ""  # the last one that was found writable
+        self._folder = ""  # the last folder that was found writable
 
     def wanted(self, image: Any) -> bool:
-        """Whether an image needs a caption; to be asked before it is captioned.
+        """Whether an image needs a caption; call this before the image is captioned.
 
         Args:
-            image: what the image is read from; a path.
+            image: path of the image.
 
         Returns:
-            False if its text is there and is left as it is, or the image was named before.
+            False if the image's text exists and is kept, or if this run had the image before.
 
         Raises:
-            TextFileError: another image of this run has the same text file, or it cannot be
-                written.
-            AtpError: not a path: an image of an archive or of memory has no folder for a text.
+            TextFileError: another image of this run has the same text file, or the text file
+                cannot be written.
+            AtpError: `image` is no path. An image in an archive or in memory has no folder where a
+                text could go.
         """
         path = _path_of(image)
         text = text_path(path)
@@ -75,7 +77,7 @@ class TextFiles:
         return first and not (self._existing == "skip" and os.path.lexists(text))
 
     def words_of_old(self) -> str:
-        """What is said of the text of a picture that was replaced."""
+        """The words of a warning on the text of a picture that was replaced."""
         return ", but its text stays (--existing overwrite)" if self._existing == "skip" else ""
 
     def write(self, image: Any, captions: Sequence[str]) -> None:
@@ -101,7 +103,7 @@ class TextFiles:
             _replace(text, new)
 
     def _take(self, text: Path, image: Path) -> bool:
-        """Notes whose text this is, about 80 bytes an image; False if that was known."""
+        """Notes that this text belongs to this image, in about 80 bytes; False if it was noted."""
         key, n_before = hash(os.path.abspath(text)), len(self._owners)
         owner = self._owners.setdefault(key, image.suffix)
         if owner != image.suffix:
@@ -137,10 +139,10 @@ class TextFiles:
 
 
 def text_path(image: Path) -> Path:
-    """Where an image's text goes.
+    """The path of an image's text file.
 
     Raises:
-        TextFileError: there the image itself is.
+        TextFileError: this path is the path of the image itself.
     """
     text = image.with_suffix(SUFFIX) if image.name else image
     if text.name.lower() == image.name.lower():
@@ -158,7 +160,7 @@ def _path_of(image: Any) -> Path:
 
 
 def _replace(text: Path, content: bytes) -> None:
-    """By another name and a rename; a run that was killed leaves that name to the next one."""
+    """Writes under another name, then renames. The next run reuses the name after a kill."""
     tag = hashlib.blake2b(os.fsencode(text.name), digest_size=8).hexdigest()  # short, unlike names
     part = text.with_name(f".{tag}.part")
     try:
@@ -166,7 +168,7 @@ def _replace(text: Path, content: bytes) -> None:
             with part.open("wb") as stream:
                 stream.write(content)
                 stream.flush()
-                os.fsync(stream.fileno())  # before its rows, which say that it is there
+                os.fsync(stream.fileno())  # before the rows, which say that the text exists
             os.replace(part, text)
         except BaseException:
             part.unlink(missing_ok=True)

@@ -1,12 +1,13 @@
 """Encoded images on disk, so that a second run over the same images needs no vision encoder.
 
-One file an entry, float32 as the encoder gave it, so a caption made of it is the same bit for bit.
-An entry's name stands for the image, the encoder and how images are prepared for it. Inside, before
-the numbers: 8 bytes of magic, the name (32), a checksum (16), rows and columns (uint32 each).
+Each entry is one file. It holds the float32 values as the encoder gave them, so a caption made from
+an entry is the same bit for bit. The name of an entry is a hash of the image, the encoder and the
+way images are prepared for the encoder. In the file, before the numbers: 8 bytes of magic, the name
+(32), a checksum (16), rows and columns (uint32 each).
 
-Entries appear by rename, so a reader meets whole ones; what is cut short or altered nevertheless is
-found by its checksum, and made again. Several processes may share a folder. It holds nothing that
-cannot be made again: where the disk refuses, the cache is silent and the run goes on.
+Entries appear by rename, so a reader meets whole entries only. An entry that was cut short or
+changed is found by its checksum, and made again. Several processes may share a folder. Every entry
+can be made again: when the disk refuses to read or write, the run goes on without a message.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ _MAGIC = b"atpembd1"
 _HEAD = struct.Struct("<8s32s16sII")
 _NAME = re.compile(r"[0-9a-f]{64}\.embd")
 _TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.embd-part")
-_STALE = 3600  # s; a temporary file that old belongs to no process any more
-_LOOKS = 16  # the folder is listed when this part of its size was written
+_STALE = 3600  # s; no process uses a temporary file that is older than this
+_LOOKS = 16  # the folder is listed again after max_bytes / _LOOKS bytes were written
 
 _log = logging.getLogger(__name__)
 
@@ -41,12 +42,12 @@ class EmbeddingCache:
     """A folder of image embeddings.
 
     Args:
-        folder: made if it is missing.
-        max_bytes: that all entries may take together; the oldest go first. Each further process
-            that writes may take a sixteenth of it on top.
+        folder: the folder; made if it is missing.
+        max_bytes: bytes that all entries may take together. The oldest entries are deleted first.
+            Each further process that writes may exceed the limit by a sixteenth.
 
     Raises:
-        AtpError: no such folder can be made.
+        AtpError: the folder cannot be made.
     """
 
     def __init__(self, folder: str | os.PathLike[str], max_bytes: int = DEFAULT_BYTES) -> None:
@@ -64,11 +65,11 @@ class EmbeddingCache:
         """The embeddings of an image.
 
         Args:
-            sha256: of the image.
-            encoder: what makes embeddings, and how images are prepared for it.
+            sha256: SHA-256 of the image.
+            encoder: text that names the encoder and the way images are prepared for the encoder.
 
         Returns:
-            [n_image_tokens, n_embd_inp], read-only; None if there is no entry, or no good one.
+            [n_image_tokens, n_embd_inp], read-only; None if the entry is missing or damaged.
         """
         name = _name(sha256, encoder)
         try:
@@ -86,7 +87,7 @@ class EmbeddingCache:
         return np.frombuffer(body, "<f4").reshape(n_rows, n_cols)
 
     def put(self, sha256: str, encoder: str, embd: NDArray[np.float32]) -> None:
-        """Keeps the embeddings [n_image_tokens, n_embd_inp] of an image, if the disk lets it."""
+        """Stores the embeddings [n_image_tokens, n_embd_inp] of an image, if the disk allows it."""
         if self._quiet:
             return
         name = _name(sha256, encoder)
@@ -115,7 +116,7 @@ class EmbeddingCache:
         return self._folder / f"{name.hex()}.embd"
 
     def _make_room(self, n_bytes: int) -> bool:
-        """Whether so many may be written; takes the oldest entries out first if need be."""
+        """Whether `n_bytes` may be written; deletes the oldest entries first where needed."""
         if n_bytes > self._max_bytes:
             return False
         if n_bytes > self._allowance:
@@ -132,10 +133,10 @@ class EmbeddingCache:
             for found in listing:
                 temporary = _TEMPORARY.fullmatch(found.name)
                 if not temporary and not _NAME.fullmatch(found.name):
-                    continue  # not ours
+                    continue  # no file of this cache
                 try:
                     status = found.stat(follow_symlinks=False)
-                except FileNotFoundError:  # another process was faster
+                except FileNotFoundError:  # another process deleted the file first
                     continue
                 if not temporary:
                     entries.append((status.st_mtime, status.st_size, found.path))

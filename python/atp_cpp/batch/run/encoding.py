@@ -1,8 +1,8 @@
 """Opened images -> jobs: each prompt rendered and its image encoded, once for all its prompts.
 
-What comes before the encoder, resizing above all, is done in the threads that open images
-(``Encoder.prepare``). The encoder can run ahead in a thread of its own while the decoder works
-(:class:`Ahead`); it takes turns with it where both want the same cores.
+The work before the encoder, mostly resizing, is done in the threads that open images
+(``Encoder.prepare``). The encoder can run ahead in its own thread while the decoder works
+(:class:`Ahead`). Where encoder and decoder use the same cores, they take turns.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ Embd: TypeAlias = "NDArray[np.float32]"  # [n_image_tokens, n_embd_inp]
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a job is the answer to; the tag of its :class:`Job`.
+    """The image and the prompt that a job answers; the tag of the :class:`Job`.
 
     Attributes:
-        number: of the job, from 0.
+        number: number of the job, counted from 0.
         item: the image.
         prompt: the question.
-        sha256: see Loaded.
-        stamp: see Loaded.
-        t_load: ms to open the image, in the first of its rows; 0 in the others.
+        sha256: SHA-256 of the image's bytes, in hex; "" if nothing could be read.
+        stamp: "BYTES:NANOSECONDS", size and time of the image's file; "" if the image is no file.
+        t_load: ms to open the image, in the first row of the image; 0 in the other rows.
     """
 
     number: int
@@ -57,10 +57,10 @@ class Ready:
     """An image on its way to the encoder.
 
     Attributes:
-        picture: for the engine; None if none of its prompts needs it any more.
-        n_bytes: what it takes, or took.
-        text: the prompt that is prepared, as rendered.
-        prepared: that prompt with the image; None: none is.
+        picture: the picture for the engine; None if no prompt needs the picture any more.
+        n_bytes: bytes that the picture takes, or took.
+        text: the rendered text of the prompt in `prepared`; "" without one.
+        prepared: the first prompt with the image, prepared for the encoder; None: not prepared.
     """
 
     picture: Picture | None
@@ -71,11 +71,11 @@ class Ready:
 
 @dataclass(slots=True)
 class _Seen:
-    """An image between its prompts."""
+    """An image of which some prompts are answered and some are not."""
 
     loaded: Loaded[Ready]
     n_prompts: int
-    embd: Embd | None = None  # of an earlier prompt
+    embd: Embd | None = None  # the embeddings, kept from an earlier prompt
 
 
 @dataclass(slots=True)
@@ -83,11 +83,11 @@ class Encoder:
     """Makes jobs.
 
     Attributes:
-        engine: whose ``encode`` is used.
-        render: a prompt -> its text with one media marker.
-        options: of ``Engine.start``, the same for all jobs.
-        embeddings: where encoded images are kept between runs.
-        encoder_id: what stands there for the vision encoder.
+        engine: the engine that encodes images.
+        render: a function: prompt -> text of the prompt with one media marker.
+        options: keyword arguments of ``Engine.start``, the same for all jobs.
+        embeddings: the cache that keeps encoded images between runs.
+        encoder_id: the name of the vision encoder in that cache.
     """
 
     engine: Engine
@@ -97,10 +97,11 @@ class Encoder:
     encoder_id: str = ""
 
     def prepare(self, item: Item, picture: Picture) -> Ready:
-        """The first prompt, up to the encoder's work; may be called from any thread.
+        """Prepares the first prompt up to the encoder's work; may be called from any thread.
 
-        Tiles are of the encoder's size already, and what may be in the cache of embeddings needs
-        no preparation. What fails here fails again in its turn, and is told there.
+        Tiles already have the encoder's size. With a cache of embeddings nothing is prepared,
+        because the image may be in the cache. A failure here is not reported: the same step fails
+        again when the job is made, and the job then holds the error.
         """
         n_bytes = picture.tiles.nbytes if isinstance(picture, Tiles) else picture.nbytes
         if not isinstance(picture, Tiles) and self.embeddings is None:
@@ -112,7 +113,7 @@ class Encoder:
         return Ready(picture, n_bytes)
 
     def tasks(self, images: Iterable[Loaded[Ready]]) -> Iterator[Callable[[], Job]]:
-        """One call a job, to be called in this order."""
+        """Functions that make one job each, to be called in this order."""
         number = 0
         for loaded in images:
             seen = _Seen(loaded, len(loaded.item.prompts))
@@ -123,7 +124,7 @@ class Encoder:
                 number += 1
 
     def _job(self, seen: _Seen, asked: Asked) -> Job:
-        """Never raises: what is wrong is in the job."""
+        """Makes a job. Never raises: an error is written into the job."""
         try:
             if seen.loaded.error:
                 raise ImageError(seen.loaded.error)
@@ -152,7 +153,7 @@ class Encoder:
             except ImageError:
                 if kept is None:
                     raise
-        # not known, or what was kept is of another count
+        # no embeddings are known, or the cached ones have another number of image tokens
         sequence = self.engine.encode(text, [picture])
         if seen.n_prompts > 1 or self.embeddings is not None:
             seen.embd = sequence.embd
@@ -165,9 +166,9 @@ class Ahead(Generic[T]):
     """Calls tasks in order and gives what they return, as an iterator.
 
     Args:
-        tasks: drawn in the caller's thread.
-        depth: tasks that are drawn before they are asked for, and called in a thread; 0: each is
-            called in the caller's thread when its result is asked for.
+        tasks: the tasks; they are drawn from the iterator in the caller's thread.
+        depth: number of tasks that a thread calls before their results are asked for. 0: each task
+            is called in the caller's thread when its result is asked for.
     """
 
     def __init__(self, tasks: Iterator[Callable[[], T]], depth: int) -> None:
@@ -185,7 +186,7 @@ class Ahead(Generic[T]):
         while self._ended is None and len(self._under_way) < self._depth:
             try:
                 self._under_way.append(self._pool.submit(next(self._tasks)))
-            except Exception as error:  # StopIteration among them
+            except Exception as error:  # also StopIteration
                 self._ended = error
         if self._under_way:
             return self._under_way.popleft().result()
@@ -193,7 +194,7 @@ class Ahead(Generic[T]):
         raise self._ended
 
     def ready(self) -> bool:
-        """Whether the next result can be had without waiting for a task."""
+        """Whether the next result is there, so that nothing has to wait for a task."""
         return not self._under_way or self._under_way[0].done()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""``Captioner.caption_many``: its arguments checked, its images made items, and the run begun."""
+"""``Captioner.caption_many``: checks the arguments, turns images into items, starts the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 def items_from(images: Iterable[ImageSource | Item], prompts: tuple[str, ...]) -> Iterator[Item]:
-    """Items as they are, and any other image as one: called by its path, or by its number."""
+    """Items stay as they are; any other image becomes an Item, named by its path or its number."""
     for number, image in enumerate(images):
         if isinstance(image, Item):
             yield image
@@ -33,7 +33,7 @@ def items_from(images: Iterable[ImageSource | Item], prompts: tuple[str, ...]) -
         try:
             name = source_name(image)
             is_path = isinstance(image, (str, os.PathLike))
-            image = in_memory(image, name)  # while it is open, and before it can be changed
+            image = in_memory(image, name)  # now: the caller may close or change it later
         except AtpError as error:
             yield Item(str(number), type(image).__name__, image, prompts, str(error))
             continue
@@ -55,7 +55,7 @@ def start_run(
     """The body of ``Captioner.caption_many``, with its arguments.
 
     Raises:
-        AtpError: one of them cannot be.
+        AtpError: an argument has a value that cannot be used.
     """
     if not isinstance(prompt, (str, Sequence)):
         raise AtpError(f"prompt: expected a text or several, got {type(prompt).__name__}")
@@ -103,7 +103,7 @@ def _check_numbers(**given: tuple[int, int]) -> None:
 
 
 def _is_one(images: object) -> bool:
-    """Whether this is a single image, which could be meant as several only by mistake."""
+    """Whether this is a single image, passed by mistake where several images are expected."""
     if isinstance(images, np.ndarray):
         return images.ndim < 4
     kinds = (str, bytes, bytearray, memoryview, os.PathLike, Image.Image, Item)

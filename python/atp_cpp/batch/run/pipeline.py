@@ -1,7 +1,7 @@
 """Items -> rows: opened in threads, encoded, captioned several at once, put in order.
 
-items -> :mod:`loading` -> :mod:`encoding` -> :mod:`schedule` -> rows. Everything is drawn by the
-one who asks for rows, so nothing runs far ahead and memory stays flat.
+items -> :mod:`loading` -> :mod:`encoding` -> :mod:`schedule` -> rows. Each step draws from the step
+before it only when a row is wanted. So no step runs far ahead, and memory stays flat.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from atp_cpp.storage.forked import renew_in_children
 OnError: TypeAlias = Literal["record", "stop"]
 
 
-_AHEAD = 2  # jobs encoded ahead, in a thread of their own
-_of_parents: list[Iterator[Row]] = []  # never freed: that would wait for threads that are not here
-_HELD = 16  # rows held back for their order, for each caption under way
+_AHEAD = 2  # jobs that the encoder's thread makes ahead
+_of_parents: list[Iterator[Row]] = []  # kept for ever: freeing a run waits for its threads
+_HELD = 16  # rows that may wait for an earlier row, for each caption under way
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ class BatchOptions:
 class CaptionRun(Iterator[Row]):
     """The rows of ``Captioner.caption_many``, one by one.
 
-    Close it, or use it as a context manager, if you leave it before its end: captions under way are
-    given up then. Forgetting it does the same.
+    Close the run, or use it as a context manager, if you leave it before its end: then it gives up
+    the captions under way. The same happens when Python frees the run.
     """
 
     def __init__(self, session: Session, items: Iterable[Item], options: BatchOptions) -> None:
@@ -69,7 +69,7 @@ class CaptionRun(Iterator[Row]):
         renew_in_children(self)
 
     def renew_locks(self) -> None:
-        """For a forked child: the threads of a run that has begun are the parent's."""
+        """Called in a forked child: a run that has begun has its threads in the parent only."""
         if inspect.getgeneratorstate(self._rows) != inspect.GEN_CREATED:
             self._of_parent = True
             _of_parents.append(self._rows)
@@ -107,7 +107,7 @@ class CaptionRun(Iterator[Row]):
 
 
 class _Batch:
-    """The work of a run. Holds no reference to its own rows(), which end when they are dropped."""
+    """The work of a run. It holds no reference to its rows(), so dropping them ends the run."""
 
     def __init__(self, session: Session, items: Iterable[Item], options: BatchOptions) -> None:
         self._session, self._items, self._options = session, items, options
@@ -153,7 +153,7 @@ class _Batch:
         asked: Asked = job.tag
         if not isinstance(outcome, AtpError):
             return asked.number, self._good_row(asked, outcome)
-        self._session.check_open()  # else each row to come would only say that it is closed
+        self._session.check_open()  # else every further row would say that the session is closed
         if self._options.on_error == "stop":
             self.stop()
         return asked.number, failed_row(
@@ -192,24 +192,24 @@ class _Batch:
         )
 
     def _parsed(self, caption: Caption) -> Any:
-        """The object that a JSON schema made of the answer; None without one, or cut short."""
+        """The answer as an object; None without a JSON schema, or if the answer was cut short."""
         if not self._options.sampling.json_schema:
             return None
         try:
             value = json.loads(caption.text)
         except ValueError:
             return None
-        # "12" may be the beginning of 123; all else is whole if it can be read
+        # "12" may be the beginning of 123; any other value that can be read is complete
         cut_short = caption.finish_reason != "stop" and isinstance(value, (int, float))
         return None if cut_short else value
 
 
 class _InOrder:
-    """Holds rows back until those before them are there.
+    """Holds rows back until all rows before them are there.
 
     Args:
-        limit: rows to hold back; then the row that all wait for is waited for. 0: none is held
-            back, rows are given as they come.
+        limit: when this many rows are held back, no further caption is begun until the missing row
+            comes. 0: no row is held back, rows are given as they come.
     """
 
     def __init__(self, limit: int) -> None:
@@ -234,9 +234,9 @@ class _InOrder:
 
 
 def encoder_id(session: Session) -> str:
-    """What changes with whatever changes the embeddings of an image."""
+    """A text that changes with everything that can change the embeddings of an image."""
     facts = [
-        __version__,  # images are prepared by this package, or by the libmtmd in it
+        __version__,  # this package, or the libmtmd in it, prepares images
         session.mmproj_fingerprint(),
         None if session.image_spec is None else session.image_spec.metadata(),
         list(session.info.devices),

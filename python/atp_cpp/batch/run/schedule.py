@@ -1,12 +1,13 @@
 """Continuous batching: a caption starts as soon as there is room; all under way decode together.
 
-In: jobs, in order. Out: each job with its result or error, in the order of ending. Knows nothing of
-images, prompts and rows.
+In: jobs, in order. Out: each job with its result or error, in the order in which captions end.
+Knows nothing of images, prompts and rows.
 
-While fewer captions than ``n_parallel`` are under way and the next job fits, it is started (one
-prefill after another); else all of them get one token more. A caption that ends makes room at once.
-Jobs start in order: one that does not fit now waits, and those behind it wait with it, so that none
-starves. An error of one job is that job's result; the run goes on.
+The next job is started if fewer than ``n_parallel`` captions are under way and the job fits; one
+prefill runs after another. Otherwise every caption under way gets one more token. A caption that
+ends frees its room at once. Jobs start in order: a job that does not fit waits, and all later jobs
+wait too, so that no job waits for ever. An error of a job is the result of this job; the run goes
+on.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ class Job:
 
     Attributes:
         sequence: the encoded prompt; None if there is an error already.
-        options: how to draw: the keyword arguments of ``Engine.start``, n_predict among them.
-        tag: whatever the caller wants to know it by.
-        error: known bad before it starts; then this is its result.
+        options: keyword arguments of ``Engine.start``: how tokens are drawn, and n_predict.
+        tag: any object by which the caller finds the job again.
+        error: an error from before the start; it is then the job's result.
     """
 
     sequence: Sequence | None
@@ -46,12 +47,12 @@ Ended: TypeAlias = "tuple[Job, Result | AtpError]"
 
 
 def _outcome(result: Result) -> Result | AtpError:
-    """An engine's result, or the error that ended this caption alone."""
+    """The engine's result; an AtpError where the engine ended this caption with an error."""
     return StageError(result.error) if result.finish_reason == "error" else result
 
 
 def as_ours(error: Exception) -> AtpError:
-    """What a caption failed of; short memory, say, is no AtpError."""
+    """The error of a caption as an AtpError; any other error, such as MemoryError, is wrapped."""
     if isinstance(error, AtpError):
         return error
     _log.debug("in the engine", exc_info=error)
@@ -66,8 +67,8 @@ class Schedule:
     """Runs jobs through an engine, several at once.
 
     Args:
-        engine: its plan is set, and nothing is under way.
-        n_parallel: at most this many captions at once, >= 1.
+        engine: an engine whose plan is set, with no caption under way.
+        n_parallel: most captions at once, >= 1.
         kv_budget: bytes that all caches may take together.
     """
 
@@ -76,12 +77,12 @@ class Schedule:
         self._n_parallel = n_parallel
         self._room = Room(engine, n_parallel=n_parallel, budget=kv_budget)
         self._live: dict[int, Job] = {}  # slot -> job
-        self._waiting: Job | None = None  # the next job, when it did not fit
-        self._full = False  # it did not, and cannot yet
-        self._again: deque[Job] = deque()  # lost in a step that failed; each is run alone
-        self._alone = False  # the one under way is such a job
+        self._waiting: Job | None = None  # the next job, if it did not fit
+        self._full = False  # whether the waiting job still cannot fit
+        self._again: deque[Job] = deque()  # jobs lost in a step that failed; each is run alone
+        self._alone = False  # whether the job under way is one of these
         self._stopped = False
-        self._broken: Exception | None = None  # what the jobs' iterator raised
+        self._broken: Exception | None = None  # the exception of the iterator of jobs
 
     def stop(self) -> None:
         """Starts no further job; those under way end. May be called from a signal handler."""
@@ -93,13 +94,13 @@ class Schedule:
         """Gives every job once, with its result or error, in the order of ending.
 
         Args:
-            jobs: pulled one by one, and only when there is a place for the next.
-            ready: whether the next job can be had without a wait. Asked only while captions are
-                under way: these go on until it is.
+            jobs: the jobs; the next job is drawn only when there is a place for it.
+            ready: whether the next job can be drawn without a wait. It is asked only while captions
+                are under way; they go on until the next job is ready.
 
         Raises:
-            Exception: what `jobs` raises, after the captions under way have ended.
-            KeyboardInterrupt: Ctrl-C. However the run ends, the engine holds no caption then.
+            Exception: any exception of `jobs`, after the captions under way have ended.
+            KeyboardInterrupt: Ctrl-C. After every end of the run the engine holds no caption.
         """
         try:
             while True:
@@ -119,7 +120,7 @@ class Schedule:
                 self._engine.reset()
 
     def _next(self, jobs: Iterator[Job], ready: Callable[[], bool]) -> Job | None:
-        """The job to start now; None: first those under way need a step, or there is none left."""
+        """The job to start now; None if captions under way need a step first, or no job is left."""
         if self._live and (
             self._full or self._alone or self._room.better or len(self._live) >= self._n_parallel
         ):
@@ -143,7 +144,7 @@ class Schedule:
             return None
 
     def _start(self, job: Job) -> Result | AtpError | None:
-        """Its result if it has one already; None: it is under way, or waits for room."""
+        """Starts a job. Returns the result if the job ended at once; None if it runs or waits."""
         if job.error is not None:
             return job.error
         assert job.sequence is not None
@@ -177,7 +178,7 @@ class Schedule:
             yield self._live.pop(slot), _outcome(result)
 
     def _failed(self, error: AtpError) -> Iterator[Ended]:
-        """A step failed, with all captions under way; each shows alone whether it was its fault."""
+        """A step failed for all captions under way: runs each alone, to find which one fails."""
         lost = list(self._live.values())
         self._live.clear()
         if len(lost) == 1:

@@ -1,1 +1,1 @@
-"""What a user names -> items: folders, patterns, lists, tars, and shards of them."""
+"""Folders, patterns, lists and tars that a user names -> items; also one shard of the items."""

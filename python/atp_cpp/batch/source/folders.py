@@ -1,7 +1,7 @@
 """The images in a folder, in an order that stays the same.
 
-Of a folder the names of all its images are held and sorted, then handed out; its own folders come
-after them, one by one. Names count as images by their suffix alone; nothing is opened here.
+The names of all images in a folder are held in memory, sorted, and given. The subfolders follow,
+one by one. A file counts as an image by its suffix alone; no file is opened here.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from atp_cpp.batch.source.passed_over import kind_of
 from atp_cpp.images.load import register_heif
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
-# Pillow knows these without being able to open them alone: some start a program, some need a
-# handler that it does not have
+# formats that Pillow lists but cannot open by itself: some start another program, some need a
+# handler that Pillow does not have
 _NOT_BY_PILLOW = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 
 _log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A path that was found; or one that cannot be looked into, with the reason in one line."""
+    """A path that was found; or a path that cannot be read, with the reason in one line."""
 
     path: str
     error: str = ""
@@ -36,7 +36,10 @@ class Found:
 
 @lru_cache(maxsize=1)
 def image_suffixes() -> frozenset[str]:
-    """The suffixes of what Pillow opens, in lower case with the dot; HEIC with pillow-heif."""
+    """Suffixes of the formats that Pillow opens, in lower case with the dot.
+
+    HEIC is among them if pillow-heif is installed.
+    """
     register_heif()
     known = Image.registered_extensions()
     opened = {*Image.OPEN, "MPO"} - _NOT_BY_PILLOW  # MPO: several JPEGs in one
@@ -44,23 +47,24 @@ def image_suffixes() -> frozenset[str]:
 
 
 def is_image_name(name: str) -> bool:
-    """Whether a file of this name is taken for an image where nobody named it."""
+    """Whether a file with this name counts as an image when it is found in a folder."""
     return os.path.splitext(name)[1].lower() in image_suffixes()
 
 
 def is_tar_name(name: str) -> bool:
-    """Whether a file of this name is taken for an archive of images."""
+    """Whether a file with this name counts as an archive of images."""
     return name.lower().endswith(TAR_SUFFIXES)
 
 
 def images_in(
     folder: str, *, recursive: bool, passed_over: Counter[str] | None = None
 ) -> Iterator[Found]:
-    """The images in a folder, by name; then, if `recursive`, those of its folders.
+    """The images in a folder, sorted by name; then, if `recursive`, the images in its subfolders.
 
-    Hidden files and folders are left out. A linked folder is entered like any other, but each only
-    once by a link and never from within itself. A folder that cannot be listed is an error among
-    the others. `passed_over` counts what a user may have taken for an image, by ``kind_of``.
+    Hidden files and folders are left out. A linked folder is entered like any other folder, but
+    only once by a link, and never from inside itself. A folder that cannot be listed comes out as a
+    Found with an error. `passed_over` counts the files that a user may take for images, by
+    ``kind_of``.
     """
     top = _Folder(folder.rstrip("/") or "/", is_link=False, above=None)
     entered: set[_Identity] = set()  # by links
@@ -83,7 +87,7 @@ def images_in(
 
 
 def holds_any(folder: str, *, recursive: bool) -> bool:
-    """Whether there is an image in it, or a folder that cannot be listed; sorts little or none."""
+    """Whether the folder holds an image or a subfolder that cannot be listed; sorts very little."""
     for entry in entries_of(folder, []):
         if not entry.name.startswith(".") and is_image_name(entry.name) and not is_folder(entry):
             return True
@@ -95,7 +99,7 @@ _Identity = tuple[int, int]  # device and inode
 
 @dataclass(slots=True)
 class _Folder:
-    """A folder on the way down, and those it is in."""
+    """A folder on the way down the tree, and the folders that contain it."""
 
     path: str
     is_link: bool
@@ -112,7 +116,7 @@ class _Folder:
 def _listed(
     here: _Folder, passed_over: Counter[str] | None
 ) -> tuple[list[str], list[_Folder], str]:
-    """Images and folders of a folder, the first of each at the end; and what went wrong, or ""."""
+    """Images and subfolders of a folder, each list in reverse order; and an error, or ""."""
     images: list[str] = []
     folders: list[_Folder] = []
     errors: list[str] = []
@@ -132,7 +136,10 @@ def _listed(
 
 
 def entries_of(folder: str, errors: list[str]) -> Iterator[os.DirEntry[str]]:
-    """What is in a folder ("" is the present one), unsorted; a failure ends it with one line."""
+    """The entries of a folder ("" is the current folder), unsorted.
+
+    A failure ends the entries, and one line about it is added to `errors`.
+    """
     try:
         with os.scandir(folder or ".") as entries:
             yield from entries
@@ -145,15 +152,15 @@ def entries_of(folder: str, errors: list[str]) -> Iterator[os.DirEntry[str]]:
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Whether it is a folder or a link to one."""
+    """Whether an entry is a folder or a link to a folder."""
     try:
         return entry.is_dir()
-    except OSError:  # a link in a circle, or into a place that may not be entered
+    except OSError:  # a circle of links, or a folder that may not be entered
         return False
 
 
 def _identity(folder: str) -> _Identity | None:
-    """What a folder is, whatever its name; None if it cannot be told."""
+    """Device and inode of a folder, the same under every name; None if they cannot be read."""
     try:
         status = os.stat(folder)
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""What a user names -> the images to caption, one after the other.
+"""The inputs that a user names -> the images to caption, one after the other.
 
-Everything is lazy: sorted names of one folder are held, never those of the whole set.
+Everything is lazy: the sorted names of one folder are held, never the names of the whole set.
 """
 
 from __future__ import annotations
@@ -54,16 +54,17 @@ def items_of(
 
     Args:
         paths: files, folders, patterns, tars.
-        prompts: what to ask about each; a JSONL line may ask something else.
-        recursive: folders with the folders in them.
+        prompts: the questions about each image; a JSONL line may have its own questions.
+        recursive: whether subfolders are read too.
         filelist: file with one name a line; "-" is stdin.
         jsonl: file with one JSON object a line; "-" is stdin.
         shard: (i, n) for part i of n, counted from 1.
         allow_http: whether addresses on the web are fetched.
 
     Raises:
-        AtpError: nothing named, a folder without images, a pattern that matches nothing, a list
-            that cannot be read. At once; but that a list names nothing is known only at its end.
+        AtpError: no input is named, a folder holds no images, a pattern matches nothing, or a list
+            cannot be read. The error is raised before the first image. An empty list, however, is
+            noticed only at the end of the list.
     """
     asked = (prompts,) if isinstance(prompts, str) else tuple(prompts)
     if not asked:
@@ -81,12 +82,12 @@ def count_of(
     jsonl: str | None = None,
     shard: tuple[int, int] | None = None,
 ) -> int | None:
-    """How many items there will be; None where counting them would cost (tars) or eat them (pipes).
+    """How many items there will be; None where counting is slow (tars) or uses them up (pipes).
 
     A folder named in a list counts as one.
 
     Raises:
-        AtpError: as items_of.
+        AtpError: in the same cases as items_of.
     """
     inputs = _Inputs(tuple(paths), (), recursive, filelist, jsonl, shard)
     inputs.check()
@@ -95,14 +96,14 @@ def count_of(
 
 @dataclass(frozen=True, slots=True)
 class _Tar:
-    """An archive that was named."""
+    """An archive that the user named."""
 
     path: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """All that was named on a command line."""
+    """All inputs that were named on a command line."""
 
     paths: tuple[str, ...]
     prompts: tuple[str, ...]
@@ -114,7 +115,7 @@ class _Inputs:
     passed_over: Counter[str] = field(default_factory=Counter)
 
     def check(self) -> None:
-        """Raises AtpError for what can be known to be wrong before the first image."""
+        """Raises AtpError for every mistake that can be found before the first image."""
         if self.shard is not None:
             check_shard(self.shard)
         if not self.paths and self.filelist is None and self.jsonl is None:
@@ -151,7 +152,7 @@ class _Inputs:
             raise AtpError(f"{lists.replace('-', 'stdin')}: no image is named in it")
 
     def count(self) -> int | None:
-        """The length of items(); None if nobody can tell cheaply."""
+        """The length of items(); None if counting is slow or impossible."""
         if any(is_stream(name) for name in (self.filelist, self.jsonl) if name is not None):
             return None
         n = 0
@@ -164,7 +165,7 @@ class _Inputs:
                 path = os.fsdecode(line.data)
                 if is_tar_name(path):
                     return None
-                n += self.is_wanted(path)  # whether it is a folder is not asked here
+                n += self.is_wanted(path)  # a folder counts as one here
         if self.jsonl is not None:
             for line in lines_of(self.jsonl):
                 n += self.shard is None or self.is_wanted(self._of_json(line, self.jsonl).custom_id)
@@ -175,7 +176,7 @@ class _Inputs:
         return self.shard is None or shard_of(custom_id, self.shard[1]) == self.shard[0]
 
     def named(self) -> Iterator[Item | _Tar]:
-        """All items of all shards, archives unopened."""
+        """All items of all shards; archives are not opened."""
         yield from self._of_paths()
         if self.filelist is not None:
             for line in lines_of(self.filelist):
@@ -189,7 +190,7 @@ class _Inputs:
             yield from self._of_path(path)
 
     def _of_path(self, path: str) -> Iterator[Item | _Tar]:
-        """What a name on the command line stands for."""
+        """The items and archives that a name on the command line stands for."""
         if is_pattern(path) and not os.path.lexists(path) and not is_web_address(path):
             for found in files_matching(path):
                 if found.error or is_image_name(found.path):
@@ -202,14 +203,14 @@ class _Inputs:
             yield from self._of_name(path)
 
     def _of_name(self, path: str) -> Iterator[Item | _Tar]:
-        """What a name stands for that is no pattern; a file is taken whatever its suffix."""
+        """The items of a name that is no pattern. A named file is taken whatever its suffix is."""
         if os.path.isdir(path):
             for found in images_in(path, recursive=self.recursive, passed_over=self.passed_over):
                 yield self._item(found)
         elif is_tar_name(path) and os.path.exists(path):
             yield _Tar(path)
         else:
-            yield self._item(Found(path))  # whether it is there shows when it is opened
+            yield self._item(Found(path))  # a missing file is an error only when it is opened
 
     def _of_line(self, line: Line, filelist: str) -> Iterator[Item | _Tar]:
         where = _where(filelist, line)
@@ -233,7 +234,7 @@ class _Inputs:
         return self._fetched(Item(found.path, found.path, found.path, self.prompts, found.error))
 
     def _fetched(self, item: Item) -> Item:
-        """The item, its address as what fetches it; unchanged if it is none, or not allowed."""
+        """The item, with a WebImage as its source if its name is an address that may be fetched."""
         source = item.source
         if self.allow_http and isinstance(source, str) and is_web_address(source):
             return replace(item, source=WebImage(source))
@@ -245,7 +246,7 @@ def _where(name: str, line: Line) -> str:
 
 
 def _nothing_in(path: str, recursive: bool) -> str:
-    """What is said of a folder or pattern without images: what was looked for, and what to do."""
+    """The error message for a folder or pattern without images: what was looked for, what to do."""
     looked_for = f"looked for files ending in .jpg, .png, .webp … ({len(image_suffixes())} kinds)"
     if words := words_for(_kinds_in(path, recursive)):
         return f"{path}: no image there; passed over: {words}"
@@ -259,7 +260,7 @@ def _nothing_in(path: str, recursive: bool) -> str:
 
 
 def _kinds_in(path: str, recursive: bool) -> Counter[str]:
-    """What there is in a folder, or where a pattern matches, that is no image here."""
+    """Counts, by kind, the files in a folder or under a pattern that do not count as images."""
     kinds: Counter[str] = Counter()
     if os.path.isdir(path):
         deque(images_in(path, recursive=recursive, passed_over=kinds), maxlen=0)

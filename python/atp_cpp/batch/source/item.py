@@ -1,4 +1,4 @@
-"""One image to caption, before it is opened."""
+"""One image to caption that is not opened yet."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ Source: TypeAlias = "ImageSource | Callable[[], bytes]"
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One image and what is asked about it; one row for each prompt.
+    """One image and the questions about it; a run makes one row for each prompt.
 
     Attributes:
-        custom_id: what a row is found again by, and what shards are made of. The path as it was
-            written or found, "shard.tar/cat.jpg" in a tar, or what a JSONL line says.
+        custom_id: name by which rows are found again and shards are made. It is the path as written
+            or found, "shard.tar/cat.jpg" for an image in a tar, or the id in a JSONL line.
         image: the image's name in rows and messages.
-        source: where the pixels come from; a callable gives the encoded bytes when it is called,
-            in a thread of its own.
+        source: where the pixels come from. A callable is called in a worker thread and returns the
+            encoded bytes.
         prompts: the questions.
-        error: what is wrong with it, if that is known before it is opened; "" otherwise. It is
-            never opened then.
+        error: an error that is known before the image is opened, or "". An item with an error is
+            never opened.
     """
 
     custom_id: str

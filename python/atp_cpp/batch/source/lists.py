@@ -1,6 +1,6 @@
 """Files that name images, line by line: lists of paths and JSON lines.
 
-Lines are numbered from 1, empty ones are left out, a carriage return before the line's end and a
+Lines are numbered from 1. Empty lines are left out. A carriage return before the line's end and a
 UTF-8 byte order mark are dropped. "-" is stdin.
 """
 
@@ -28,7 +28,7 @@ _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line, without its end; an error if it is too long to be held."""
+    """One line without its line end; or an error if the line is too long to be held."""
 
     number: int
     data: bytes
@@ -41,12 +41,12 @@ def is_stream(name: str) -> bool:
 
 
 def is_web_address(name: str) -> bool:
-    """Whether it is an address on the web, which is never opened here."""
+    """Whether a name is an address on the web."""
     return name.startswith(("http://", "https://"))
 
 
 def check_readable(name: str) -> None:
-    """Raises AtpError unless a list can be opened; of stdin and pipes nothing is read."""
+    """Raises AtpError unless a list can be opened. Nothing is read from stdin and pipes."""
     if not is_stream(name):
         with _opened(name):
             pass
@@ -56,7 +56,7 @@ def lines_of(name: str) -> Iterator[Line]:
     """The lines of a list that are not empty.
 
     Raises:
-        AtpError: it cannot be read, or is no UTF-8.
+        AtpError: the list cannot be read, or is not UTF-8.
     """
     shown = "stdin" if name == "-" else name
     with nullcontext(sys.stdin.buffer) if name == "-" else _opened(name) as stream:
@@ -84,16 +84,18 @@ def lines_of(name: str) -> Iterator[Line]:
 
 
 def item_of_json(line: Line, *, where: str, folder: str, prompts: tuple[str, ...]) -> Item:
-    """What a JSON line says: {"image", "custom_id"?, "prompt"? or "prompts"?}, other keys left.
+    """The item of a JSON line: {"image", "custom_id"?, "prompt"? or "prompts"?}.
+
+    Other keys are ignored.
 
     Args:
-        line: one object.
-        where: "file:number", its name in messages, and its id where it has no other.
-        folder: where relative paths start.
-        prompts: what is asked where the line does not say.
+        line: one JSON object.
+        where: "file:number", the line's name in messages; also the id of a line without an id.
+        folder: the folder that relative paths start from.
+        prompts: the questions for a line that has none.
 
     Returns:
-        The item; one with an error if the line makes no sense.
+        The item; an item with an error if the line cannot be used.
     """
     try:
         if line.error:
@@ -113,14 +115,14 @@ def item_of_json(line: Line, *, where: str, folder: str, prompts: tuple[str, ...
             return Item(own_id or where, where, _of_data_url(image), asked)
     except ValueError as error:
         return Item(own_id or where, where, b"", asked, f"{where}: {error}")
-    # what is on the web is refused when it is opened, with what to do
+    # an address on the web is refused when it is opened; that message says what to do
     path = image if is_web_address(image) else os.path.join(folder, image)
     return Item(own_id or image, path, path, asked)
 
 
 def _object(data: bytes) -> dict[str, Any]:
     try:
-        # a path's bytes that are no UTF-8 come back as they were when the file is opened
+        # bytes of a path that are not UTF-8 become the same bytes again when the file is opened
         entry = json.loads(data.decode("utf-8", errors="surrogateescape"))
     except json.JSONDecodeError as error:
         raise ValueError(
@@ -134,7 +136,7 @@ def _object(data: bytes) -> dict[str, Any]:
 
 
 def _custom_id(entry: dict[str, Any]) -> str:
-    """The id as text, "" if there is none."""
+    """The custom_id of the line as text; "" if the line has none."""
     value = entry.get("custom_id")
     if value is None:
         return ""
@@ -144,7 +146,7 @@ def _custom_id(entry: dict[str, Any]) -> str:
 
 
 def _prompts(entry: dict[str, Any]) -> tuple[str, ...]:
-    """What the line asks; () if it does not say."""
+    """The prompts of the line; () if the line has none."""
     one, several = entry.get("prompt"), entry.get("prompts")
     if one is not None and several is not None:
         raise ValueError('expected "prompt" or "prompts", got both')
@@ -159,7 +161,7 @@ def _prompts(entry: dict[str, Any]) -> tuple[str, ...]:
 
 
 def _of_data_url(url: str) -> bytes:
-    """The bytes in "data:image/png;base64,…"."""
+    """The decoded bytes of a data URL, "data:image/png;base64,…"."""
     head, comma, body = url.partition(",")
     if not comma:
         raise ValueError(f"expected data:image/…;base64,… as a data URL, got {reprlib.repr(url)}")
@@ -185,7 +187,7 @@ def _opened(name: str) -> BinaryIO:
 
 @contextmanager
 def _told(name: str) -> Iterator[None]:
-    """Failures of the system as one line each."""
+    """Turns an OSError into an AtpError of one line."""
     try:
         yield
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Files that a user may take for images and that are none here, counted by kind for one note."""
+"""Files that a user may take for images but that cannot be opened here, counted for one note."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _BY_SUFFIX = {s: kind for kind, (suffixes, _) in _KINDS.items() for s in suffixe
 
 
 def kind_of(name: str) -> str:
-    """What a file that is no image here may be to its user; "" if it is nothing like an image."""
+    """The kind of a file that a user may take for an image, such as a video; "" for other files."""
     return _BY_SUFFIX.get(os.path.splitext(name)[1].lower(), "")
 
 
 def words_for(counts: Mapping[str, int]) -> str:
-    """What was passed over, by kind, each with the way to images; "" if nothing."""
+    """The files that were passed over, by kind, each with how to get images; "" without files."""
     parts = [f"{n:,} {kind} ({_KINDS[kind][1]})" for kind, n in Counter(counts).most_common() if n]
     return "; ".join(parts)

@@ -1,8 +1,8 @@
 """Patterns of paths ("photos/**/*.jpg") -> the files they match, sorted, each once.
 
-`*` is any part of a name, `?` one character, `[abc]` one of some, `**` any number of folders. As
-in a shell, names that begin with a dot are matched only by a part that does so, and `**` enters
-neither hidden nor linked folders.
+`*` is any part of a name, `?` is one character, `[abc]` is one of these characters, `**` is any
+number of folders. As in a shell, a name that begins with a dot is matched only by a part that
+begins with a dot, and `**` enters neither hidden nor linked folders.
 """
 
 from __future__ import annotations
@@ -19,14 +19,15 @@ _ANY_DEPTH = "**"
 
 
 def is_pattern(text: str) -> bool:
-    """Whether there is a wildcard in it."""
+    """Whether the text contains a wildcard."""
     return bool(_WILDCARD.search(text))
 
 
 def files_matching(pattern: str) -> Iterator[Found]:
-    """The files (no folders) that a pattern matches: those of a folder, then those further in.
+    """The files (no folders) that a pattern matches: first the files of a folder, then deeper ones.
 
-    A folder that cannot be listed is an error among them; that nothing matches is none.
+    A folder that cannot be listed comes out as a Found with an error. A pattern that matches
+    nothing is no error.
     """
     root, parts = _split(pattern)
     if not os.path.isdir(root or "."):
@@ -55,7 +56,7 @@ def files_matching(pattern: str) -> Iterator[Found]:
 
 
 def _split(pattern: str) -> tuple[str, list[str]]:
-    """The folder before the first wildcard ("" is the present one), and the parts behind it."""
+    """The folder before the first wildcard ("" is the current folder), and the parts after it."""
     parts = pattern.split("/")
     n_plain = next(i for i, part in enumerate(parts) if _WILDCARD.search(part))
     root = "/".join(parts[:n_plain])
@@ -65,8 +66,8 @@ def _split(pattern: str) -> tuple[str, list[str]]:
 class _Matcher:
     """Follows a pattern down the tree.
 
-    A state is the set of parts that the next name may match; `**` makes it several at once. So no
-    path is met twice and the work does not grow with the number of `**`.
+    A state is the set of parts that the next name may match; `**` adds several parts at once. So no
+    path is met twice, and the work does not grow with the number of `**`.
     """
 
     def __init__(self, parts: list[str]) -> None:
@@ -79,7 +80,7 @@ class _Matcher:
         return self._closed({0})
 
     def into(self, state: frozenset[int], name: str, *, is_link: bool) -> frozenset[int]:
-        """The state within a folder; empty if nothing in it can match."""
+        """The state inside a folder; empty if nothing in the folder can match."""
         after = set()
         for i in state:
             if self._parts[i] == _ANY_DEPTH:
@@ -90,7 +91,7 @@ class _Matcher:
         return self._closed(after)
 
     def takes(self, state: frozenset[int], name: str) -> bool:
-        """Whether a file is matched by the pattern's last part."""
+        """Whether the last part of the pattern matches a file."""
         last = len(self._parts) - 1
         return last in state and self._matches(last, name)
 
@@ -99,7 +100,7 @@ class _Matcher:
         return not hidden and self._forms[i].match(name) is not None
 
     def _closed(self, state: set[int]) -> frozenset[int]:
-        """With the parts behind a `**`, which may stand for no folder at all."""
+        """The state with the parts that follow a `**` added, because `**` may match no folder."""
         closed = {i for i in state if i < len(self._parts)}
         for i in range(len(self._parts) - 1):
             if i in closed and self._parts[i] == _ANY_DEPTH:

@@ -1,7 +1,7 @@
-"""One part of several of a set of images: which part an image is in follows from its id alone.
+"""Divides a set of images into parts. The part of an image depends on the image's id alone.
 
-So each image is in exactly one part, whatever the machine, the order or what else is in the set;
-and parts are nearly equal: about `sqrt(n_images / n)` apart.
+So each image is in exactly one part: on every machine, in every order, and whatever other images
+the set holds. The parts are nearly equal: their sizes differ by about `sqrt(n_images / n)`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ _FORM = re.compile(r"([0-9]{1,9})/([0-9]{1,9})")
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """The pair that a user writes: (2, 8), the second part of eight, of "2/8".
+    """Reads a shard as a user writes it: "2/8" -> (2, 8), the second part of eight.
 
     Raises:
-        AtpError: not of this form, or a part that there is not.
+        AtpError: the text has another form, or the part does not exist.
     """
     match = _FORM.fullmatch(text.strip())
     if not match:
@@ -42,7 +42,7 @@ def check_shard(shard: tuple[int, int]) -> None:
 def shard_of(custom_id: str, n: int) -> int:
     """The part, 1 to `n`, that an image is in.
 
-    It is the first 8 bytes of the id's SHA-256, as a big-endian number, modulo `n`, plus 1.
+    The part is the first 8 bytes of the id's SHA-256, as a big-endian number, modulo `n`, plus 1.
     """
     # surrogates stand for bytes of a file name that are not UTF-8
     digest = hashlib.sha256(custom_id.encode("utf-8", errors="surrogatepass")).digest()

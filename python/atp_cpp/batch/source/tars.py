@@ -1,11 +1,13 @@
 """The images in a tar, as WebDataset shards have them, read once from front to back.
 
-Members with an image's suffix count; everything else (``.txt``, ``.json``, ``.cls`` of the same
-key) is passed over. The order is the archive's. Of an uncompressed tar only headers are read here,
-and each member's bytes when it is opened; of a compressed one the bytes come along.
+Only members with an image's suffix count. All other members (``.txt``, ``.json``, ``.cls`` of the
+same key) are passed over. The order is the order of the archive. Of an uncompressed tar, only the
+headers are read here; the bytes of a member are read when the image is opened. Of a compressed tar,
+the bytes are read together with the headers.
 
-The standard library's ``tarfile`` reads them: it stops without a word at a damaged header, which
-is found out here, and it would hold every header read.
+The standard library's ``tarfile`` reads the headers. ``tarfile`` stops without an error at a
+damaged header, so this module checks for that. ``tarfile`` would also keep every header in memory,
+so this module drops them.
 """
 
 from __future__ import annotations
@@ -32,13 +34,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """The bytes of one file in an uncompressed tar, read when it is called.
+    """One file in an uncompressed tar; calling the object reads the bytes.
 
     Attributes:
         tar: path of the archive.
-        offset: of its first byte.
-        n_bytes: its size.
-        stamp: its size and time as the tar has them, see Row.
+        offset: offset of the file's first byte in the archive.
+        n_bytes: size of the file.
+        stamp: "BYTES:NANOSECONDS", size and time of the file as the tar states them.
     """
 
     tar: str
@@ -47,7 +49,7 @@ class Member:
     stamp: str = ""
 
     def __call__(self) -> bytes:
-        """Reads them; ImageError if they are not there any more."""
+        """Reads the bytes. Raises ImageError if the archive does not hold them any more."""
         try:
             with open(self.tar, "rb") as stream:
                 stream.seek(self.offset)
@@ -62,12 +64,14 @@ class Member:
 def images_in_tar(
     path: str, prompts: tuple[str, ...], wanted: Callable[[str], bool] = lambda custom_id: True
 ) -> Iterator[Item]:
-    """The images in a tar, each "path/member"; where it is damaged, one item "path" says so.
+    """The images in a tar, each named "path/member".
+
+    Where the tar is damaged, an item named "path" holds the error.
 
     Args:
-        path: of the archive.
-        prompts: what is asked about each.
-        wanted: of a custom_id; what is not wanted is passed over unread.
+        path: path of the archive.
+        prompts: the questions about each image.
+        wanted: a function: custom_id -> whether the image is wanted. Other images are not read.
     """
     n_images = 0
     failure = ""
@@ -105,12 +109,12 @@ def _opened(path: str) -> Iterator[_Archive]:
 
 
 class _Archive:
-    """The images of one tar, in its order.
+    """The images of one tar, in the order of the tar.
 
     Args:
-        path: of the archive.
-        stream: its bytes, unpacked.
-        n_bytes: its size; None of a compressed one, which is read in one go only.
+        path: path of the archive.
+        stream: bytes of the archive, decompressed.
+        n_bytes: size of the archive; None for a compressed archive, which is read front to back.
     """
 
     def __init__(self, path: str, stream: BinaryIO, n_bytes: int | None) -> None:
@@ -122,12 +126,12 @@ class _Archive:
         headers = _Headers(self._stream)
         with tarfile.open(fileobj=cast(Any, headers), mode="r:") as tar:
             while (member := tar.next()) is not None:
-                cast(Any, tar).members = []  # it would keep them all
+                cast(Any, tar).members = []  # tarfile would keep all headers
                 self._check_extent(member)
                 base = os.path.basename(member.name)
                 if is_image_name(base) and not base.startswith(".") and not member.isdir():
                     yield member
-        if any(headers.last):  # tarfile takes what is no header for the end
+        if any(headers.last):  # tarfile treats a damaged header as the end
             raise tarfile.ReadError("invalid header")
         if not headers.last:
             _log.info("an archive without the mark at its end; is it whole? (%s)", self._path)
@@ -140,7 +144,7 @@ class _Archive:
             raise tarfile.ReadError("unexpected end of data")
 
     def source_of(self, member: tarfile.TarInfo, name: str) -> tuple[str, Source]:
-        """An error or "", and where the bytes of a member are."""
+        """An error or "", and the source of a member's bytes."""
         if not member.isreg() or member.issparse():
             return f"{name}: expected a plain file in the archive, got a link or the like", b""
         if member.size > MAX_FILE_BYTES:
@@ -156,11 +160,11 @@ class _Archive:
 
 
 class _Headers:
-    """What tarfile reads its headers from: refuses lengths that no honest header has."""
+    """The stream that tarfile reads headers from; refuses lengths that only a bad header has."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self.last = b""  # what was read last
+        self.last = b""  # the bytes of the last read
 
     def read(self, n_bytes: int) -> bytes:
         if not 0 <= n_bytes <= _MAX_HEADER:
