@@ -29,6 +29,9 @@ struct ModelParams {
     std::string type_v = "f16";
 };
 
+// what n_threads 0 means
+int32_t default_threads();
+
 // how an architecture remembers: stage caches of own layers only exist for the first two
 enum class MemoryKind { kv, kv_iswa, other };
 
