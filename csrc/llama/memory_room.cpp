@@ -209,7 +209,8 @@ void check_room(uint64_t n_bytes, const std::string & what) {
 void check_fits(const LoadNeeds & needs) {
     const auto left = address_space_left();
     const uint64_t machine = machine_memory();
-    if ((!left && fits_easily(needs, machine)) || !is_whole(needs.model)) {
+    const bool no_limit = !left && (machine == 0 || fits_easily(needs, machine));
+    if (no_limit || !is_whole(needs.model)) {
         return;
     }
     const Weights model = read_weights(needs.model, needs.on_cpu);
