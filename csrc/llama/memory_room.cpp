@@ -197,7 +197,9 @@ void check_room(uint64_t n_bytes, const std::string & what) {
     }
     const auto left = address_space_left();
     throw NoMemory("no memory for " + what + ": " + megabytes(wanted) + " are needed, and " +
-                   (left ? "this process may take " + megabytes(*left) + " more (ulimit -v); raise the limit, or "
+                   (left ? "this process may take " + megabytes(*left) +
+                               " more (ulimit -v); raise the limit, set "
+                               "MALLOC_ARENA_MAX=1 (else glibc takes 64 MiB of it for each thread), or "
                          : std::string("the system gives no more; ")) +
                    "use a smaller model, n_ubatch or batch, or fewer threads");
 #else
