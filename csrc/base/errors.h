@@ -31,6 +31,11 @@ struct StageError : AtpError {
     using AtpError::AtpError;
 };
 
+// one of them: the system gives no more memory. It says nothing of the model or the plan
+struct NoMemory : StageError {
+    using StageError::StageError;
+};
+
 // the caller asked to stop; no failure. Bindings turn it into KeyboardInterrupt or a "cancelled" result.
 struct Cancelled : std::exception {
     const char * what() const noexcept override { return "cancelled by the caller"; }

@@ -7,6 +7,7 @@
 #include "base/errors.h"
 #include "base/stopwatch.h"
 #include "llama.h"
+#include "llama/memory_room.h"
 #include "sidecar/sidecar.h"
 
 namespace atp {
@@ -40,6 +41,22 @@ class Removed {
     int32_t seq_id_;
 };
 
+bool has_accelerator() {
+    return ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU) != nullptr ||
+           ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_IGPU) != nullptr;
+}
+
+// throws ModelError where model and projector together plainly do not fit into memory
+const ModelParams & that_fit(const ModelParams & params, const VisionParams & vision) {
+    LoadNeeds needs;
+    needs.model = params.path;
+    needs.projector = vision.path;
+    needs.n_threads = params.n_threads > 0 ? params.n_threads : default_threads();
+    needs.on_cpu = params.n_gpu_layers == 0 || !has_accelerator();
+    check_fits(needs);
+    return params;
+}
+
 std::vector<std::string> lines(const std::string & text) {
     std::vector<std::string> result;
     std::istringstream stream(text);
@@ -52,9 +69,9 @@ std::vector<std::string> lines(const std::string & text) {
 }  // namespace
 
 Engine::Engine(const ModelParams & params, const VisionParams & vision, const std::string & atp_path, bool self_test)
-    : atp_(atp_path.empty() ? nullptr : std::make_shared<const AtpWeights>(load_sidecar(atp_path))), model_(params),
-      vision_(vision.path.empty() ? nullptr : new Vision(model_, vision)), decoder_(model_), batch_(model_, decoder_),
-      self_tests_(self_test) {
+    : atp_(atp_path.empty() ? nullptr : std::make_shared<const AtpWeights>(load_sidecar(atp_path))),
+      model_(that_fit(params, vision)), vision_(vision.path.empty() ? nullptr : new Vision(model_, vision)),
+      decoder_(model_), batch_(model_, decoder_), self_tests_(self_test) {
     if (atp_) {
         check_pair(*atp_, model_);
     }
@@ -147,6 +164,8 @@ const std::string & Engine::test(const std::vector<int32_t> & cuts) {
         if (!(error < self_test_nmse)) {
             reason = where + "other logits than llama.cpp's (NMSE " + std::to_string(error) + ")";
         }
+    } catch (const NoMemory &) {
+        throw;
     } catch (const AtpError & e) {
         reason = where + e.what();
     }

@@ -3,6 +3,7 @@
 #include "base/errors.h"
 #include "llama/gguf_check.h"
 #include "llama/log_capture.h"
+#include "llama/memory_room.h"
 #include "mtmd.h"
 
 namespace atp {
@@ -14,6 +15,7 @@ void check_projector(const std::string & path) {
     params.use_gpu = false;
     params.print_timings = false;
     params.warmup = false;
+    check_room(sched_bytes(encoder_nodes), "a projector's graphs");
     log_capture::clear();
     // loads everything except the weights; the result about memory is not used
     if (mtmd_get_memory_usage(path.c_str(), params).empty()) {
@@ -33,6 +35,7 @@ llama_model_ptr load_shapes(const std::string & path) {
     params.no_alloc = true;
     params.load_mode = LLAMA_LOAD_MODE_NONE;
     params.n_gpu_layers = 0;
+    check_room(0, "a model");
     log_capture::clear();
     llama_model_ptr model(llama_model_load_from_file(path.c_str(), params));
     if (!model) {

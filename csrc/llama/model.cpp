@@ -8,6 +8,7 @@
 #include "llama/gguf_check.h"
 #include "llama/llama_private.h"
 #include "llama/log_capture.h"
+#include "llama/memory_room.h"
 
 namespace atp {
 
@@ -44,11 +45,6 @@ llama_flash_attn_type flash_attn_type(const std::string & name) {
     throw ModelError("unknown flash attention setting '" + name + "': expected auto, on or off");
 }
 
-int32_t default_threads() {
-    const int32_t n = static_cast<int32_t>(std::thread::hardware_concurrency());
-    return n <= 4 ? std::max(n, 1) : n / 2;
-}
-
 void check_params(const ModelParams & p) {
     const auto between = [](const char * name, int32_t value, int32_t low, int32_t high) {
         if (value < low || value > high) {
@@ -78,6 +74,7 @@ llama_model_ptr load(const ModelParams & p) {
     }
     llama_model_params mp = llama_model_default_params();
     mp.n_gpu_layers = p.n_gpu_layers;
+    check_room(0, "a model");
     log_capture::clear();
     llama_model_ptr model(llama_model_load_from_file(p.path.c_str(), mp));
     if (!model) {
@@ -146,6 +143,11 @@ void set_threads(ggml_backend_t backend, int32_t n_threads) {
 }
 
 }  // namespace
+
+int32_t default_threads() {
+    const int32_t n = static_cast<int32_t>(std::thread::hardware_concurrency());
+    return n <= 4 ? std::max(n, 1) : n / 2;
+}
 
 Model::Model(ModelParams params) : params_(std::move(params)), handles_(new Handles) {
     log_capture::install();
@@ -217,6 +219,10 @@ llama_context_ptr Model::new_context(int32_t n_ctx, int32_t n_ubatch, ggml_backe
     cp.no_perf = true;
     cp.cb_eval = cb_eval;
     cp.cb_eval_user_data = cb_eval_data;
+    // the graphs of hybrid and recurrent architectures have more nodes; llama_context::graph_max_nodes
+    const size_t a_tensor = llama_model_is_hybrid(llama()) || llama_model_is_recurrent(llama()) ? 32 : 8;
+    const size_t nodes = std::max<size_t>({1024, max_nodes_, a_tensor * llama()->n_tensors()});
+    check_room(sched_bytes(nodes), "a context of llama.cpp");
     log_capture::clear();
     llama_context_ptr ctx(llama_init_from_model(handles_->model.get(), cp));
     if (!ctx) {
@@ -226,6 +232,7 @@ llama_context_ptr Model::new_context(int32_t n_ctx, int32_t n_ubatch, ggml_backe
 }
 
 ggml_backend_sched_ptr Model::new_sched(size_t max_nodes) const {
+    check_room(sched_bytes(max_nodes), "a scheduler of graphs");
     // with a GPU, the CPU's part of a graph lies in memory the GPU can copy from at full speed
     std::vector<ggml_backend_buffer_type_t> buffers;
     for (ggml_backend_t backend : handles_->pointers) {

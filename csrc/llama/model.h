@@ -29,6 +29,9 @@ struct ModelParams {
     std::string type_v = "f16";
 };
 
+// the number of threads that n_threads = 0 stands for
+int32_t default_threads();
+
 // the kind of an architecture's memory: only the first two kinds can have stage caches with the stage's layers alone
 enum class MemoryKind { kv, kv_iswa, other };
 

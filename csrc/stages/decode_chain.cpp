@@ -4,6 +4,7 @@
 #include "llama/abort_guard.h"
 #include "llama/llama_private.h"
 #include "llama/log_capture.h"
+#include "llama/memory_room.h"
 #include "llama/model.h"
 
 namespace atp {
@@ -84,10 +85,11 @@ void DecodeChain::build() {
     ggml_init_params ip = {};
     ip.mem_size = ggml_graph_overhead_custom(max_nodes, false) + 64 * ggml_tensor_overhead();
     ip.no_alloc = true;
+    check_room(ip.mem_size, "the graph of a decode step");
     m.ctx.reset(ggml_init(ip));
     m.graph = assemble(m.ctx.get(), max_nodes, parts);
     if (!ggml_backend_sched_alloc_graph(m.sched.get(), m.graph)) {
-        throw StageError("no memory for the compute buffer of a decode step");
+        throw NoMemory("no memory for the compute buffer of a decode step; use a smaller batch or model");
     }
     valid_ = true;
 }

@@ -2,6 +2,7 @@
 
 #include "base/errors.h"
 #include "llama/llama_private.h"
+#include "llama/memory_room.h"
 #include "llama/model.h"
 #include "stages/score.h"
 
@@ -14,6 +15,7 @@ void Scheduler::forget_plan() {
     ggml_init_params ip = {};
     ip.mem_size = ggml_graph_overhead_custom(8, false) + 8 * ggml_tensor_overhead();
     ip.no_alloc = true;
+    check_room(ip.mem_size, "a graph");
     const ggml_context_ptr ctx(ggml_init(ip));
     ggml_tensor * one = ggml_new_tensor_1d(ctx.get(), GGML_TYPE_F32, 1);
     ggml_set_input(one);
@@ -21,7 +23,7 @@ void Scheduler::forget_plan() {
     ggml_build_forward_expand(graph, ggml_scale(ctx.get(), one, 1.0f));
     ggml_backend_sched_reset(sched_.get());
     if (!ggml_backend_sched_alloc_graph(sched_.get(), graph)) {
-        throw StageError("no memory for a compute buffer");
+        throw NoMemory("no memory for a compute buffer");
     }
     ggml_backend_sched_reset(sched_.get());
 }

@@ -7,6 +7,7 @@
 #include "llama/abort_guard.h"
 #include "llama/llama_private.h"
 #include "llama/log_capture.h"
+#include "llama/memory_room.h"
 #include "llama/model.h"
 #include "stages/score.h"
 #include "stages/score_sum.h"
@@ -152,6 +153,7 @@ void Stage::run_ubatch(Run & run, const Segment & segment, const llama_ubatch & 
         ggml_init_params ip = {};
         ip.mem_size = ggml_graph_overhead_custom(n_nodes, false) + run.score.n_nodes() * ggml_tensor_overhead();
         ip.no_alloc = true;
+        check_room(ip.mem_size, "the graph of a stage");
         ctx.reset(ggml_init(ip));
         graph = make_graph(run, request, rows, ctx.get());
     } while (!run.score.inputs_set(graph_));
@@ -166,8 +168,8 @@ ggml_cgraph * Stage::make_graph(Run & run, const GraphRequest & request, const s
     ggml_cgraph * graph = assemble(ctx, model_.max_nodes() + run.score.n_nodes(), {&graph_});
     run.score.add_nodes(ctx, graph, graph_, rows, request.causal);
     if (!ggml_backend_sched_alloc_graph(run.sched, graph)) {
-        throw StageError("no memory for the compute buffer of " + std::to_string(rows.size()) +
-                         " rows; use a smaller n_ubatch");
+        throw NoMemory("no memory for the compute buffer of " + std::to_string(rows.size()) +
+                       " rows; use a smaller n_ubatch");
     }
     graph_.result().set_inputs(request.ubatch);
     return graph;

@@ -3,6 +3,7 @@
 #include "base/errors.h"
 #include "llama/llama_private.h"
 #include "llama/log_capture.h"
+#include "llama/memory_room.h"
 #include "llama/model.h"
 #include "stages/cache_copy.h"
 
@@ -168,13 +169,14 @@ bool StageCache::reserve(int32_t n_cells, int32_t n_ubatch, int32_t n_seq) {
     release();
     log_capture::clear();
     try {
+        check_room(0, "a KV cache");
         memory_.reset(build(model_, range_, wanted, n_ubatch, n_seq));
     } catch (const AtpError &) {
         throw;
     } catch (const std::exception & e) {
-        throw StageError("no memory for a KV cache of " + std::to_string(wanted) + " cells, layers " +
-                         std::to_string(range_.il_first) + " to " + std::to_string(range_.il_last - 1) + ": " +
-                         e.what() + "; use a smaller context or a smaller KV type");
+        throw NoMemory("no memory for a KV cache of " + std::to_string(wanted) + " cells, layers " +
+                       std::to_string(range_.il_first) + " to " + std::to_string(range_.il_last - 1) + ": " + e.what() +
+                       "; use a smaller context or a smaller KV type");
     }
     n_cells_ = wanted;
     n_ubatch_ = n_ubatch;

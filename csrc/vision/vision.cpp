@@ -9,6 +9,7 @@
 #include "base/stopwatch.h"
 #include "llama/gguf_check.h"
 #include "llama/log_capture.h"
+#include "llama/memory_room.h"
 #include "llama/model.h"
 #include "mtmd-helper.h"
 #include "mtmd.h"
@@ -39,6 +40,7 @@ mtmd_context * open_projector(const Model & model, const VisionParams & vision) 
         params.flash_attn_type =
             model.params().flash_attn == "on" ? LLAMA_FLASH_ATTN_TYPE_ENABLED : LLAMA_FLASH_ATTN_TYPE_DISABLED;
     }
+    check_room(sched_bytes(encoder_nodes), "the projector's graphs");
     log_capture::clear();
     mtmd_context * ctx = mtmd_init_from_file(path.c_str(), model.llama(), params);
     if (!ctx) {
@@ -244,9 +246,14 @@ Sequence Vision::encode(const PreparedPrompt & prompt, const std::optional<Known
 }
 
 const float * Vision::encode_chunk(const mtmd_input_chunk * chunk) const {
+    check_room(0, "encoding an image");
     log_capture::clear();
     if (mtmd_encode_chunk(ctx_.get(), chunk) != 0) {
-        throw ImageError("the vision encoder failed: " + log_capture::last_error());
+        const std::string reason = log_capture::last_error();
+        if (reason.find("failed to allocate") != std::string::npos || reason.find("bad_alloc") != std::string::npos) {
+            throw NoMemory("no memory to encode an image: " + reason + "; use a smaller image or model");
+        }
+        throw ImageError("the vision encoder failed: " + reason);
     }
     return mtmd_get_output_embd(ctx_.get());
 }
