@@ -33,7 +33,6 @@ from atp_cpp.evaluation.evaluate import (
     EvalRow,
     append_row,
     evaluate,
-    file_sha256,
     hash_config,
     load_questions,
     mend_last_line,
@@ -44,6 +43,7 @@ from atp_cpp.evaluation.intervals import difference_text, wilson
 from atp_cpp.evaluation.report import summarise
 from atp_cpp.options.plan import SamplingConfig, plan_text
 from atp_cpp.sidecar.sidecar import AtpSidecar
+from atp_cpp.storage.digest import file_sha256
 
 LEVELS = (0.5, 0.25, 0.15)
 FASTV_AFTER = 2  # its K

@@ -26,7 +26,6 @@ from atp_cpp.evaluation.evaluate import (
     Question,
     append_row,
     evaluate,
-    file_sha256,
     hash_config,
     load_questions,
     mend_last_line,
@@ -35,6 +34,7 @@ from atp_cpp.evaluation.evaluate import (
 )
 from atp_cpp.evaluation.report import blind_accuracy, markdown, provenance, report, summarise
 from atp_cpp.options.plan import CutSpec, SamplingConfig, plan_text
+from atp_cpp.storage.digest import file_sha256
 from atp_cpp.storage.output_files import check_no_input, check_replaces, is_json_report
 
 _DEFAULT_PREDICT = 32

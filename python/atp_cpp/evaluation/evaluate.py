@@ -8,7 +8,6 @@ spaces and a period at its ends.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from atp_cpp._core import __version__
 from atp_cpp.captioner import Captioner
 from atp_cpp.errors import AtpError, ImageError, PlanError, StageError
 from atp_cpp.options.plan import CutSpec, SamplingConfig, parse_plan, plan_text
+from atp_cpp.storage.digest import sha256_hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,21 +193,12 @@ def _ask(
 _IDENTITY = ("plan", "image", "question", "answer", "kind", "config_hash")
 
 
-def file_sha256(path: Path) -> str:
-    """Checksum of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def hash_config(
     model_sha256: str, mmproj_sha256: str, sampling: SamplingConfig, *, atp_sha256: str = ""
 ) -> str:
     """16 hex digits that change when model, projector, sidecar, version or sampling change."""
     facts = [model_sha256, mmproj_sha256, atp_sha256, __version__, sampling.facts()]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return sha256_hex(json.dumps(facts, sort_keys=True).encode())[:16]
 
 
 def read_rows(path: Path) -> dict[tuple[str, str, str, str], EvalRow]:
