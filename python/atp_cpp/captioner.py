@@ -159,7 +159,7 @@ class Captioner(ChatSession):
             kv_budget: bytes that all caches may take together, or a text such as "2G"; half of the
                 free memory if not given. Fewer captions run at once where it is too small.
             embeddings: folder that keeps encoded images between runs.
-            n_load_threads: threads that open images; one for each CPU core up to 4 if not given.
+            n_load_threads: threads that open images; 2 if not given.
             overlap: encode in a thread while the decoder works; if not given, only where they do
                 not want the same cores: on an accelerator, or with n_threads_encode.
             on_error: "record": a row of status "error" for whatever fails. "stop": the first such
