@@ -1,11 +1,14 @@
 """Files that are replaced: the old one or the new one stands there, and nothing else is left."""
 
+import ast
 import errno
 import os
 import stat
+from pathlib import Path
 
 import pytest
 
+import atp_cpp
 from atp_cpp.storage.atomic import part_of, replacing, to_disk
 
 
@@ -138,3 +141,40 @@ def test_a_late_error_of_the_disk_is_raised(target, monkeypatch):
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
         to_disk(target)
+
+
+# ---- one owner
+
+PACKAGE = Path(atp_cpp.__file__).parent
+# all or none of several files; a name that the hub's cache prescribes
+OTHERS = {"convert/outputs.py", "hub/checkpoint.py"}
+
+
+def replaces_files(text):
+    """Whether a source renames over files: os.replace(a, b), or path.replace(b)."""
+    for node in ast.walk(ast.parse(text)):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        of_os = isinstance(node.func.value, ast.Name) and node.func.value.id == "os"
+        if node.func.attr in ("replace", "rename") and (
+            of_os or (len(node.args) == 1 and not node.keywords)
+        ):
+            return True
+    return False
+
+
+def test_nobody_else_replaces_files():
+    ours = (path for path in PACKAGE.rglob("*.py") if "llama_cpp" not in path.parts)
+    found = {
+        path.relative_to(PACKAGE).as_posix()
+        for path in ours
+        if replaces_files(path.read_text(encoding="utf-8"))
+    }
+    assert found == {"storage/atomic.py", *OTHERS}
+
+
+def test_replacing_is_seen_wherever_it_stands():
+    for text in ("os.replace(a, b)", "def f():\n    part.replace(path)", "Path(a).rename(b)"):
+        assert replaces_files(text)
+    for text in ("'a'.replace('a', 'b')", "replace(row, error='')", "dataclasses.replace(a, b=1)"):
+        assert not replaces_files(text)
