@@ -61,7 +61,7 @@ def start_run(
     if not isinstance(prompt, (str, Sequence)):
         raise AtpError(f"prompt: expected a text or several, got {type(prompt).__name__}")
     prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
-    if not (isinstance(images, Iterable) or _is_one(images)):
+    if not isinstance(images, Iterable):
         raise AtpError(f"expected several images, got {type(images).__name__}")
     if isinstance(kv_budget, str):
         kv_budget = parse_size(kv_budget)
