@@ -48,7 +48,7 @@ def write_images(folder: Path, count: int) -> None:
 
 
 def child(folder: Path, out: Path, batch_size: int, n_predict: int) -> None:
-    """caption_many over a folder, a line a row, in a program as docs/guide/many-images.md has it."""
+    """caption_many over a folder, a line a row, as docs/guide/many-images.md has it."""
     large_blocks_apart()
     paths = sorted(folder.iterdir())
     with Captioner() as captioner, out.open("wb") as rows:

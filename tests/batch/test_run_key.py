@@ -61,7 +61,23 @@ def test_every_field_of_a_cut_changes_it(run, plan, name, value):
 
 
 def test_the_fields_of_a_cut_are_all_tried():
-    assert {f.name for f in fields(CutSpec)} == {"after", "policy", "keep", "seed", "budget"}
+    assert {f.name for f in fields(CutSpec)} == {
+        "after",
+        "policy",
+        "keep",
+        "seed",
+        "budget",
+        "needs",
+    }
+
+
+def half(tokens):
+    return list(tokens["index"])[::2]
+
+
+def test_a_function_and_what_it_needs(run):
+    plans = [(CutSpec(3, half),), (CutSpec(3, half, needs="last_row"),), (CutSpec(3, "grid"),)]
+    assert len({config_hash(**{**run, "plan": plan}) for plan in plans}) == 3
 
 
 def test_all_of_a_budget_is_not_one_token(run):

@@ -143,7 +143,7 @@ def fails_in_callback(engine, picture):
 
 def fails_for_want_of_context(engine, picture):
     with pytest.raises(core.StageError, match="raise n_ctx"):
-        caption(engine, [picture] * 40)
+        caption(engine, [picture] * 150)
 
 
 def fails_in_plan(engine, picture):
@@ -218,8 +218,11 @@ def test_context_must_hold_prompt_and_answer(engines, pictures):
     n_prompt = caption(engine, pictures[:1]).report.n_prompt
     result = caption(engine, pictures[:1], [(2, "grid", 0.1)], n_predict=512 - n_prompt)
     assert result.report.n_decoded == 512 - n_prompt
-    with pytest.raises(core.StageError, match=rf"takes {n_prompt} positions \(64 of them image"):
-        caption(engine, pictures[:1], [(2, "grid", 0.1)], n_predict=513 - n_prompt)
+    cut = caption(engine, pictures[:1], [(2, "grid", 0.1)], n_predict=513 - n_prompt)
+    assert (cut.report.n_decoded, cut.finish_reason) == (512 - n_prompt, "length")
+    assert cut.tokens == result.tokens, "what does not fit is cut, the rest stays"
+    with pytest.raises(core.StageError, match=r"positions \(640 of them image"):
+        caption(engine, pictures[:1] * 10)
     with pytest.raises(core.StageError, match="n_predict must be at least 0, got -1"):
         caption(engine, pictures[:1], n_predict=-1)
     nothing = caption(engine, pictures[:1], n_predict=0)

@@ -12,7 +12,8 @@ HEAD = """# Architectures
 llama.cpp's own test of its architectures (`tests/test-llama-archs.cpp`) describes a tiny model of
 each. `pytest -m archs` writes these models, deeper and with weights of ours, and runs the laws of
 [architecture.md](../design/architecture.md) on each against llama.cpp itself, on a CPU. A worse
-result than the one below fails the test. This page is written by `python tests/support/arch_sweep.py`.
+result than the one below fails the test. This page is written by
+`python tests/support/arch_sweep.py`.
 
 What is checked of each model:
 

@@ -36,6 +36,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     source.add_argument(
         "--atp", metavar="DIR", help="folder that training wrote (atp.json, atp.npz)"
     )
+    source.add_argument(
+        "--vision-tower",
+        metavar="DIR",
+        help="encoder of a checkpoint in LLaVA's original layout that has none inside (default: "
+        "the one that its config.json names)",
+    )
     source.add_argument("--revision", metavar="R", help="branch, tag or commit on the hub")
     add_output_arguments(parser)
     add_verbose(parser)
@@ -99,6 +105,7 @@ def _convert_checkpoint(args: argparse.Namespace, output: Output) -> None:
             force=args.force,
             dry_run=args.dry_run,
             verbose=args.verbose,
+            vision_tower=args.vision_tower,
             on_progress=bar.show,
         )
     if args.dry_run:
@@ -123,7 +130,7 @@ def _convert_modules(args: argparse.Namespace, output: Output) -> None:
         )
     if args.outfile_dir is not None:
         raise ConvertError("--outfile-dir is for SOURCE; the file of --atp alone is --outfile FILE")
-    for option in ("model_name", "outtype", "mmproj_outtype", "revision"):
+    for option in ("model_name", "outtype", "mmproj_outtype", "revision", "vision_tower"):
         if getattr(args, option) is not None:
             raise ConvertError(
                 f"--{option.replace('_', '-')} is for SOURCE; --atp alone is converted as it is"

@@ -15,11 +15,14 @@ __all__ = ["name_by_type", "text_architecture"]
 _log = logging.getLogger(__name__)
 
 
-def name_by_type(config: dict[str, Any]) -> None:
+def name_by_type(config: dict[str, Any]) -> bool:
     """Puts in the class that model_type has in transformers, where config.json names none.
 
     A base class (Qwen2_5_VLModel), which save_pretrained of a part of the model leaves, counts as
     none: its tensors are those of the whole model, but for the prefix of their names.
+
+    Returns:
+        Whether the configuration was changed.
     """
     from conversion import MMPROJ_MODEL_MAP, TEXT_MODEL_MAP
     from transformers.models.auto.modeling_auto import (
@@ -38,6 +41,8 @@ def name_by_type(config: dict[str, Any]) -> None:
             known,
             config["model_type"],
         )
+        return True
+    return False
 
 
 def text_architecture(text_config: dict[str, Any]) -> str:

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _TOWER = "vision_tower.vision_model."
-_DROPPED = ("post_layernorm.", "head.")  # of the encoder; LLaVA uses neither
+# of the encoder; LLaVA uses none of them
+_DROPPED = ("post_layernorm.", "head.", "embeddings.position_ids")
 # linear layers of the projector -> their place in llama.cpp's "mlp" projector
 _PROJECTOR = {"linear_1": "mm.0", "linear_2": "mm.2"}
 _NEWLINE = "v.image_newline"
@@ -176,8 +177,13 @@ def check_head(text: ModelBase) -> None:
 
 
 def canonical_name(name: str) -> str:
-    """A tensor's name as checkpoints up to transformers 4 had it; later ones vary in prefixes."""
-    name = name.removeprefix("model.")
+    """A tensor's name as checkpoints up to transformers 4 had it.
+
+    Later ones vary in prefixes; LLaVA's original code calls the projector's layers by their places.
+    """
+    name = name.removeprefix("model.").replace("vision_tower.vision_tower.", "vision_tower.")
+    for place, layer in (("0", "linear_1"), ("2", "linear_2")):
+        name = name.replace(f"mm_projector.{place}.", f"multi_modal_projector.{layer}.")
     if name.startswith("vision_tower.") and not name.startswith(_TOWER):
         return _TOWER + name.removeprefix("vision_tower.")
     return name

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-__all__ = ["has_next_layers", "names_next_layers"]
+__all__ = ["has_next_layers", "names_next_layers", "tensor_names"]
 
 _BLOCK = re.compile(r"(?:^|\.)layers\.(\d+)\.")
 _OTHER_PARTS = ("vision", "visual", "audio", "encoder")
@@ -25,7 +25,7 @@ def has_next_layers(folder: Path, config: Mapping[str, Any]) -> bool:
         folder: of the checkpoint.
         config: of config.json.
     """
-    names = list(_tensor_names(folder))
+    names = list(tensor_names(folder))
     return not names or names_next_layers(names, config)
 
 
@@ -44,7 +44,8 @@ def names_next_layers(names: Iterable[str], config: Mapping[str, Any]) -> bool:
     return False
 
 
-def _tensor_names(folder: Path) -> Iterator[str]:
+def tensor_names(folder: Path) -> Iterator[str]:
+    """As the weight files' heads, or the index of PyTorch's own, say; none without either."""
     for path in sorted(folder.glob("model*.safetensors")):
         with path.open("rb") as stream:
             header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))

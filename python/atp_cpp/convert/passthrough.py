@@ -1,8 +1,9 @@
 """What llama.cpp's converter does not know of checkpoints that it otherwise converts.
 
-Runs in the child process, on llama.cpp's own classes. Four things are missing there: names of
-tensors as transformers 5 saves them, InternVL as transformers lays it out, limits of Qwen-VL's
-image size, and a word against configurations whose encoder llama.cpp would compute otherwise.
+Runs in the child process, on llama.cpp's own classes. Five things are missing there: names of
+tensors as transformers 5 saves them, the way round in which it saves Qwen3-VL-MoE's experts,
+InternVL as transformers lays it out, limits of Qwen-VL's image size, and a word against
+configurations whose encoder llama.cpp would compute otherwise.
 """
 
 from __future__ import annotations

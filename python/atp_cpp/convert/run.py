@@ -16,6 +16,8 @@ from atp_cpp.convert.atp import convert_atp
 from atp_cpp.convert.checkpoint import Checkpoint, read_checkpoint, read_config
 from atp_cpp.convert.child import Child
 from atp_cpp.convert.identity import checkpoint_id
+from atp_cpp.convert.next_layers import tensor_names
+from atp_cpp.convert.original_llava import has_tower, is_original, known_tower, tower_name
 from atp_cpp.convert.outputs import Outputs
 from atp_cpp.convert.source import fetch
 from atp_cpp.convert.worker import Job
@@ -73,7 +75,6 @@ class _Target:
             stored_type=stored_type(checkpoint) if checkpoint.tensors else "f32",
             mmproj_out=str(parts[self.mmproj]),
             mmproj_type=self.mmproj_type,
-            checkpoint_id=checkpoint_id(checkpoint),
         )
 
 
@@ -88,6 +89,8 @@ class _Request:
     model_name: str | None
     force: bool
     verbose: bool
+    vision_tower: str | os.PathLike[str] | None
+    dry_run: bool
 
     def rehearse(self, folder: Path, name: str) -> tuple[ConvertedFile, ...]:
         """Everything but tensors: checks all, writes nothing that stays; the weights may be holes.
@@ -102,7 +105,7 @@ class _Request:
             files = []
             if self.atp is not None and target.sidecar is not None:
                 files.append(_sidecar(self.atp, target.sidecar, parts[target.sidecar], None))
-            job = target.job(checkpoint, parts)
+            job = self._job(target, checkpoint, parts, self._tower(checkpoint))
             return (*_converted(target, job, _plan(job, self.verbose)), *files)
 
     def look(self, folder: Path, name: str) -> None:
@@ -119,7 +122,8 @@ class _Request:
         target, _ = self._target(checkpoint)
         if self.atp is not None:
             AtpSidecar.load_dir(self.atp)
-        job = target.job(checkpoint, {path: path for path in target.paths})
+        parts = {path: path for path in target.paths}
+        job = self._job(target, checkpoint, parts, self._tower(checkpoint))
         with Child(replace(job, config_only=True), verbose=self.verbose) as child:
             for _ in child.events():
                 pass
@@ -131,14 +135,45 @@ class _Request:
         checkpoint, target, outputs = self._prepare(folder, name)
         if self.atp is not None:
             AtpSidecar.load_dir(self.atp)  # before the long part
+        tower = self._tower(checkpoint)
         with outputs:
             parts = {path: outputs.part(path) for path in target.paths}
-            job = target.job(checkpoint, parts)
+            job = self._job(target, checkpoint, parts, tower)
             files = _converted(target, job, _write(job, outputs, self.verbose, on_progress))
             if self.atp is not None and target.sidecar is not None:
                 text = parts[target.text]
                 files.append(_sidecar(self.atp, target.sidecar, parts[target.sidecar], text))
             return tuple(files)
+
+    def _job(
+        self, target: _Target, checkpoint: Checkpoint, parts: Mapping[Path, Path], tower: str
+    ) -> Job:
+        known = checkpoint_id(checkpoint)
+        return replace(target.job(checkpoint, parts), checkpoint_id=known, tower=tower)
+
+    def _tower(self, checkpoint: Checkpoint) -> str:
+        """The folder of the vision tower, fetched if it has to be; "" where there is no need."""
+        config = checkpoint.config
+        if not is_original(config):
+            if self.vision_tower is not None:
+                raise ConvertError(
+                    "--vision-tower is for checkpoints in LLaVA's original layout that have none "
+                    "inside; leave it out"
+                )
+            return ""
+        if self.vision_tower is not None:
+            folder, _ = fetch(os.fspath(self.vision_tower), dry_run=self.dry_run)
+        elif has_tower(list(tensor_names(checkpoint.folder))) and known_tower(tower_name(config)):
+            return ""
+        else:
+            try:
+                folder, _ = fetch(tower_name(config), dry_run=self.dry_run)
+            except ConvertError as error:
+                raise ConvertError(
+                    f"the vision tower is not in this checkpoint, config.json names "
+                    f"{tower_name(config)}, and: {error}; or name its folder with --vision-tower"
+                ) from error
+        return str(folder.absolute())
 
     def _prepare(self, folder: Path, name: str) -> tuple[Checkpoint, _Target, Outputs]:
         checkpoint = read_checkpoint(folder, self._name(name))
@@ -167,6 +202,7 @@ def convert_hf(
     force: bool = False,
     dry_run: bool = False,
     verbose: bool = False,
+    vision_tower: str | os.PathLike[str] | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[ConvertedFile, ...]:
     """Converts a vision-language checkpoint to ``NAME-TYPE.gguf`` and ``mmproj-NAME-TYPE.gguf``.
@@ -183,6 +219,8 @@ def convert_hf(
         force: replace files that are there.
         dry_run: check everything, write nothing.
         verbose: the converter's notes go to stderr.
+        vision_tower: folder or hub id of the encoder, for a checkpoint in LLaVA's original layout
+            that has none inside; the one that its config.json names without.
         on_progress: called with what is being done, bytes done and bytes in all.
 
     Returns:
@@ -198,7 +236,17 @@ def convert_hf(
     for path in (source, outfile_dir, atp):
         if path is not None:
             _check_path(path)
-    request = _Request(Path(outfile_dir), outtype, mmproj_outtype, atp, model_name, force, verbose)
+    request = _Request(
+        Path(outfile_dir),
+        outtype=outtype,
+        mmproj_outtype=mmproj_outtype,
+        atp=atp,
+        model_name=model_name,
+        force=force,
+        verbose=verbose,
+        vision_tower=vision_tower,
+        dry_run=dry_run,
+    )
     folder, name = fetch(
         os.fspath(source),
         revision=revision,

@@ -26,17 +26,18 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from atp_cpp import _core
-from atp_cpp.convert.class_names import name_by_type, text_architecture
+from atp_cpp.convert.class_names import text_architecture
 from atp_cpp.convert.failures import failure
 from atp_cpp.convert.family import architecture, check_supported, is_llava
 from atp_cpp.convert.next_layers import has_next_layers
+from atp_cpp.convert.original_view import in_hf_layout
 from atp_cpp.convert.outputs import write_error
 from atp_cpp.convert.passthrough import (
     CHECKED,
@@ -69,6 +70,7 @@ class Job:
         mmproj_out: file to write the projector to.
         mmproj_type: its type: f32, f16, bf16 or q8_0.
         checkpoint_id: hash of the weights, for both files.
+        tower: folder of the vision tower, for a checkpoint that has none inside.
         config_only: see whether config.json is of a model that can be converted, and end: the rest
             need not be there.
     """
@@ -81,6 +83,7 @@ class Job:
     mmproj_out: str
     mmproj_type: str
     checkpoint_id: str = ""
+    tower: str = ""
     config_only: bool = False
 
     @property
@@ -108,6 +111,15 @@ def run_job(job: Job, report: Report) -> None:
         ConvertError: the checkpoint cannot be converted, in one line.
     """
     _never_run_code_of_checkpoints()
+    with ExitStack() as stack:
+        with _named_failures():
+            beside = Path(job.mmproj_out).parent
+            layout = in_hf_layout(Path(job.folder), job.tower, beside)
+            job = replace(job, folder=str(stack.enter_context(layout)))
+        _convert(job, report)
+
+
+def _convert(job: Job, report: Report) -> None:
     with _named_failures():
         hparams = load_config(job)
         if job.config_only:
@@ -161,7 +173,6 @@ def load_config(job: Job) -> dict[str, Any]:
     from conversion.base import ModelBase, ModelType
 
     config: dict[str, Any] = ModelBase.load_hparams(Path(job.folder), False)
-    name_by_type(config)
     if architecture(config) == INTERNVL_HF:
         config["vision_config"]["architectures"] = ["InternVisionModel"]
     vision = get_model_architecture(config, ModelType.MMPROJ) in MMPROJ_MODEL_MAP

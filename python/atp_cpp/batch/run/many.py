@@ -61,6 +61,8 @@ def start_run(
     if not isinstance(prompt, (str, Sequence)):
         raise AtpError(f"prompt: expected a text or several, got {type(prompt).__name__}")
     prompts = (prompt,) if isinstance(prompt, str) else tuple(prompt)
+    if _is_one(images):
+        raise AtpError("expected several images, got one; put it into a list, or use caption")
     if not isinstance(images, Iterable):
         raise AtpError(f"expected several images, got {type(images).__name__}")
     if isinstance(kv_budget, str):
@@ -77,8 +79,6 @@ def start_run(
         raise AtpError("expected at least one prompt, got an empty list")
     for text in prompts:
         session.render(text)
-    if _is_one(images):
-        raise AtpError("expected several images, got one; put it into a list, or use caption")
     if batch_size > 1 and not session.info.can_batch:
         _log.warning("%s: this kind of model makes one caption at a time", session.model.name)
         batch_size = 1
