@@ -31,19 +31,17 @@ from provenance import provenance
 from atp_cpp.captioner import Captioner
 from atp_cpp.evaluation.evaluate import (
     EvalRow,
-    append_row,
     evaluate,
-    file_sha256,
     hash_config,
     load_questions,
-    mend_last_line,
     read_plans,
-    read_rows,
 )
 from atp_cpp.evaluation.intervals import difference_text, wilson
 from atp_cpp.evaluation.report import summarise
+from atp_cpp.evaluation.rows_file import EvalRowsFile, read_rows
 from atp_cpp.options.plan import SamplingConfig, plan_text
 from atp_cpp.sidecar.sidecar import AtpSidecar
+from atp_cpp.storage.digest import file_sha256
 
 LEVELS = (0.5, 0.25, 0.15)
 FASTV_AFTER = 2  # its K
@@ -126,11 +124,9 @@ def ask(
     )
     questions = load_questions(file)
     random.Random(seed).shuffle(questions)
-    done = read_rows(rows_file)
-    mend_last_line(rows_file)
     rows: list[EvalRow] = []
     first = 0
-    with rows_file.open("a", encoding="utf-8") as stream:
+    with EvalRowsFile(rows_file) as kept:
         for n in sorted({plan.n for plan in plans}):
             settled = read_plans([plan.plan for plan in plans if plan.n >= n], captioner)
             replies = evaluate(
@@ -140,12 +136,12 @@ def ask(
                 image_root=file.parent,
                 sampling=sampling,
                 config_hash=config_hash,
-                done=done,
+                done=kept.done,
             )
             for row, is_new in replies:
                 rows.append(row)
                 if is_new:
-                    append_row(stream, row)
+                    kept.append(row)
                 if is_new and len(rows) % 500 == 0:
                     print(f"{file.name}: {len(rows)} replies", flush=True)
             first = n

@@ -165,12 +165,11 @@ class Captioner(ChatSession):
             kv_budget: bytes that all caches may take together, or a text such as "2G"; half of the
                 free memory if not given. With a smaller budget, fewer captions run at once.
             embeddings: folder that keeps encoded images between runs.
-            n_load_threads: threads that open images; one for each CPU core up to 4 if not given.
-            overlap: whether a thread encodes images while the decoder works. If not given, only
-                where encoder and decoder use different cores: on an accelerator, or with
-                n_threads_encode.
-            on_error: "record": every failure gives a row of status "error". "stop": the first such
-                row ends the run, after the captions under way have ended.
+            n_load_threads: threads that open images; 2 if not given.
+            overlap: encode in a thread while the decoder works; if not given, only where they do
+                not want the same cores: on an accelerator, or with n_threads_encode.
+            on_error: "record": a row of status "error" for whatever fails. "stop": the first such
+                row ends the run; captions under way are ended before.
 
         Returns:
             An iterator over Rows, with close() and stop().

@@ -27,9 +27,9 @@ import torch
 from PIL import Image
 
 from adaptivity import ONE_OBJECT, Mask, box_cells, with_others
-from atp_cpp.evaluation.evaluate import file_sha256
 from atp_cpp.evaluation.intervals import difference_text
 from atp_cpp.evaluation.report import provenance
+from atp_cpp.storage.digest import file_sha256
 from atp_cpp.train.checkpoint import FILE_NAME, load_weights
 from atp_cpp.train.data import Batches
 from atp_cpp.train.insert import Pass

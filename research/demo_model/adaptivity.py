@@ -24,11 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atp_cpp.captioner import Captioner
-from atp_cpp.evaluation.evaluate import file_sha256, normal_form
+from atp_cpp.evaluation.evaluate import normal_form
 from atp_cpp.evaluation.report import provenance
 from atp_cpp.images.load import load_image
 from atp_cpp.inspect.picture import kept_mask
 from atp_cpp.options.plan import SamplingConfig
+from atp_cpp.storage.digest import file_sha256
 
 ONE_OBJECT = ("color", "shape", "place")  # kinds that ask about the object of `box` and no other
 OWN = "ATP, its own thresholds"

@@ -34,9 +34,9 @@ from transformers import LlavaForConditionalGeneration
 
 from atp_cpp import Captioner, SamplingConfig
 from atp_cpp import _core as core
-from atp_cpp.evaluation.evaluate import file_sha256
 from atp_cpp.evaluation.report import provenance
 from atp_cpp.sidecar.sidecar import AtpSidecar
+from atp_cpp.storage.digest import file_sha256
 from atp_cpp.train.insert import AtpLlava
 from atp_cpp.train.prompting import Prompting, load_processor
 from atp_cpp.train.spec import AtpSpec

@@ -211,7 +211,7 @@ def test_a_second_ctrl_c_gives_up_and_nothing_is_lost(run):
 
 
 def test_a_full_disk_ends_the_run_and_says_how_to_go_on(run, monkeypatch):
-    from atp_cpp.batch.output import rows_file
+    from atp_cpp.storage import jsonl
 
     real, written = os.write, []
 
@@ -222,12 +222,12 @@ def test_a_full_disk_ends_the_run_and_says_how_to_go_on(run, monkeypatch):
                 raise OSError(28, "No space left on device")
         return real(descriptor, data)
 
-    monkeypatch.setattr(rows_file.os, "write", write)
+    monkeypatch.setattr(jsonl.os, "write", write)
     ran = run()
     assert ran.code == 2
     assert "No space left" in ran.err
     assert "same command again" in ran.err
     assert len(run.rows()) == 4
-    monkeypatch.setattr(rows_file.os, "write", real)
+    monkeypatch.setattr(jsonl.os, "write", real)
     run()
     assert greys(run.rows()) == EVERY

@@ -11,9 +11,7 @@ from atp_cpp.evaluation.evaluate import (
     EvalRow,
     Question,
     load_questions,
-    mend_last_line,
     normal_form,
-    read_rows,
 )
 from atp_cpp.evaluation.report import blind_accuracy, markdown, summarise
 
@@ -275,17 +273,26 @@ def test_usage_errors(fake_engine, files, questions, run, arguments, says):
     assert all(made.calls == [] for made in engine.made)
 
 
-def test_mend_leaves_whole_files_alone(tmp_path):
-    path = tmp_path / "x"
-    mend_last_line(path)
-    assert not path.exists()
-    path.write_text("a\nb\n")
-    mend_last_line(path)
-    assert path.read_text() == "a\nb\n"
-    path.write_text("torn")
-    mend_last_line(path)
-    assert path.read_text() == ""
-    assert read_rows(path) == {}
+def test_notes_without_a_line_end_are_left_alone(fake_engine, files, questions, tmp_path, run):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("my notes")
+    fake_engine()
+    code, out, err = run(questions, *files, "--rows", rows)
+    assert (code, out) == (2, "")
+    assert f"{rows}:1: not a row of an evaluation" in err
+    assert rows.read_text() == "my notes"
+
+
+def test_a_reply_that_lacks_only_its_line_end_is_kept(fake_engine, files, questions, tmp_path, run):
+    rows = tmp_path / "rows.jsonl"
+    fake_engine()
+    run(questions, *files, "--rows", rows)
+    whole = rows.read_bytes()
+    rows.write_bytes(whole[:-1])
+    engine = fake_engine()
+    assert run(questions, *files, "--rows", rows)[0] == 0
+    assert engine.made[0].calls == []
+    assert rows.read_bytes() == whole
 
 
 def test_medians_and_means():

@@ -171,6 +171,24 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()])
+def test_a_folder_keeps_its_sidecar_when_the_new_one_fails(tmp_path, monkeypatch, error):
+    def half(stream, **_):
+        stream.write(b"PK")
+        raise error
+
+    old = example()
+    old.save_dir(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "savez", half)
+        with pytest.raises((core.ModelError, KeyboardInterrupt)):
+            replace(old, name="new").save_dir(tmp_path)
+    assert AtpSidecar.load_dir(tmp_path) == old
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["atp.json", "atp.npz"]
+    replace(old, name="new").save_dir(tmp_path)
+    assert AtpSidecar.load_dir(tmp_path).name == "new"
+
+
 WRONG_FIELDS = {
     "cuts": ([1, 2.0], (), (0, 1), (2, 1), (1, 4), "13", (1, True), None),
     "strides": ((), (0,), (3, 2), (4097,), None),

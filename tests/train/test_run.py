@@ -290,6 +290,26 @@ def test_a_run_can_start_from_anothers_weights(trainer, tmp_path):
         load_weights(tmp_path / "c", second.trained)
 
 
+def test_an_interrupted_save_keeps_the_checkpoint_before(trainer, monkeypatch):
+    import torch
+
+    def interrupted(content, stream):
+        stream.write(b"half")
+        raise KeyboardInterrupt
+
+    run = trainer(mode="thresholds")
+    run.save()
+    folder = run.options.out
+    path = folder / "checkpoint.pt"
+    before, names = path.read_bytes(), sorted(p.name for p in folder.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr(torch, "save", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.save()
+    assert path.read_bytes() == before
+    assert sorted(p.name for p in folder.iterdir()) == names
+
+
 def test_a_checkpoint_from_before_an_option_had_its_default(trainer, tmp_path):
     import torch
 

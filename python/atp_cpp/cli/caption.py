@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import glob
-import hashlib
 import os
 import sys
 import time
@@ -44,6 +43,7 @@ from atp_cpp.errors import AtpError
 from atp_cpp.images.load import Pixels, load_image, open_file
 from atp_cpp.images.urls import load_url
 from atp_cpp.options.plan import PolicyLike, SamplingConfig
+from atp_cpp.storage.digest import sha256_hex
 from atp_cpp.storage.output_files import check_no_input, check_replaces, is_parquet
 
 _TAR = (".tar", ".tar.gz", ".tgz")
@@ -143,7 +143,7 @@ def _load(name: str, allow_http: bool) -> tuple[Pixels, str]:
         with open_file(name, name, pipes=True) as stream:  # a pipe can be read once
             data = stream.read()
     name = "stdin" if name == "-" else name
-    return load_image(data, name=name), hashlib.sha256(data).hexdigest()
+    return load_image(data, name=name), sha256_hex(data)
 
 
 def _joined(names: list[str]) -> str:

@@ -5,9 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
-from typing import TextIO
 
 from atp_cpp.captioner import Captioner
 from atp_cpp.cli.arguments import (
@@ -24,17 +22,15 @@ from atp_cpp.errors import AtpError
 from atp_cpp.evaluation.evaluate import (
     EvalRow,
     Question,
-    append_row,
     evaluate,
-    file_sha256,
     hash_config,
     load_questions,
-    mend_last_line,
     read_plans,
-    read_rows,
 )
 from atp_cpp.evaluation.report import blind_accuracy, markdown, provenance, report, summarise
+from atp_cpp.evaluation.rows_file import EvalRowsFile
 from atp_cpp.options.plan import CutSpec, SamplingConfig, plan_text
+from atp_cpp.storage.digest import file_sha256
 from atp_cpp.storage.output_files import check_no_input, check_replaces, is_json_report
 
 _DEFAULT_PREDICT = 32
@@ -122,42 +118,30 @@ def _ask_all(
         sampling,
         atp_sha256="" if captioner.atp is None else file_sha256(captioner.atp),
     )
-    done = read_rows(Path(args.rows)) if args.rows is not None else {}
-    replies = evaluate(
-        captioner,
-        questions,
-        plans,
-        image_root=Path(args.questions).parent,
-        sampling=sampling,
-        config_hash=config_hash,
-        done=done,
-    )
+    kept = None if args.rows is None else EvalRowsFile(args.rows)
     rows: list[EvalRow] = []
     total = len(questions) * len(plans)
     try:
-        with (
-            _rows_file(args.rows) as stream,
-            output.progress(replies, total, unit="reply") as items,
-        ):
-            for row, is_new in items:
-                rows.append(row)
-                if is_new and stream is not None:
-                    append_row(stream, row)
-                if row.error:
-                    output.error(row.error)
+        with kept or contextlib.nullcontext():
+            replies = evaluate(
+                captioner,
+                questions,
+                plans,
+                image_root=Path(args.questions).parent,
+                sampling=sampling,
+                config_hash=config_hash,
+                done=None if kept is None else kept.done,
+            )
+            with output.progress(replies, total, unit="reply") as items:
+                for row, is_new in items:
+                    rows.append(row)
+                    if is_new and kept is not None:
+                        kept.append(row)
+                    if row.error:
+                        output.error(row.error)
     except KeyboardInterrupt:
         return rows, False
     return rows, True
-
-
-@contextlib.contextmanager
-def _rows_file(path: str | None) -> Iterator[TextIO | None]:
-    if path is None:
-        yield None
-        return
-    mend_last_line(Path(path))
-    with Path(path).open("a", encoding="utf-8") as stream:
-        yield stream
 
 
 def _facts(

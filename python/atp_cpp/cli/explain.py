@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 from pathlib import Path
 
 from PIL import Image
@@ -23,6 +21,7 @@ from atp_cpp.cli.terminal import EXIT_OK, Output
 from atp_cpp.errors import AtpError, PlanError
 from atp_cpp.images.load import load_image
 from atp_cpp.inspect.picture import render
+from atp_cpp.storage.atomic import replacing
 from atp_cpp.storage.output_files import check_no_input, check_replaces
 
 
@@ -72,23 +71,10 @@ def check_out(out: Path) -> None:
 
 
 def write_picture(picture: Image.Image, out: Path) -> None:
-    """Writes a temporary file and renames it, so that a run that dies leaves no half picture."""
-    temporary = ""
+    """Writes by temporary file and rename, so that a broken run leaves no half picture."""
+    kind = Image.registered_extensions()[out.suffix.lower()]
     try:
-        with tempfile.NamedTemporaryFile(
-            dir=out.parent, prefix=f".{out.stem}-", suffix=out.suffix, delete=False
-        ) as file:
-            temporary = file.name
-            picture.save(file)
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, out)
+        with replacing(out) as part:
+            picture.save(part, format=kind)
     except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
         raise AtpError(f"{out}: cannot be written: {error.strerror or error}") from error
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
+from atp_cpp.batch.load.loading import N_THREADS
 from atp_cpp.batch.run.room import parse_size
 from atp_cpp.batch.source.shard import parse_shard
 from atp_cpp.cli.arguments import add_draw, add_force, draw_from, whole
@@ -137,7 +138,7 @@ def add_speed(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--load-threads",
         type=whole(1),
-        default=2,
+        default=N_THREADS,
         metavar="N",
         help="threads that open images (default: %(default)s)",
     )

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 
 from atp_cpp.errors import ConvertError
+from atp_cpp.storage.atomic import to_disk
 from atp_cpp.storage.locks import take_lock
 from atp_cpp.storage.readable import readable_size
 
@@ -169,7 +170,7 @@ class Outputs:
     def _publish(self) -> None:
         """Renames all files. After an error, the files that were there before are brought back."""
         for path in self._paths:
-            _to_disk(self.part(path))
+            to_disk(self.part(path))
         self._refuse_existing()
         done: list[Path] = []
         try:
@@ -248,12 +249,6 @@ def _unwritable(folder: Path, error: OSError) -> ConvertError:
     return ConvertError(
         f"{where}: cannot be written: {error.strerror or error}; name another --outfile-dir"
     )
-
-
-def _to_disk(path: Path) -> None:
-    """Waits until the data is on the disk; without the wait, a late error would go unseen."""
-    with path.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _size_of(folder: Path) -> int:

@@ -8,18 +8,17 @@ spaces and a period at its ends.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TextIO
 
 from atp_cpp._core import __version__
 from atp_cpp.captioner import Captioner
 from atp_cpp.errors import AtpError, ImageError, PlanError, StageError
 from atp_cpp.options.plan import CutSpec, SamplingConfig, parse_plan, plan_text
+from atp_cpp.storage.digest import sha256_hex
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,63 +192,12 @@ def _ask(
 _IDENTITY = ("plan", "image", "question", "answer", "kind", "config_hash")
 
 
-def file_sha256(path: Path) -> str:
-    """Checksum of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def hash_config(
     model_sha256: str, mmproj_sha256: str, sampling: SamplingConfig, *, atp_sha256: str = ""
 ) -> str:
     """16 hex digits that change when model, projector, sidecar, version or sampling change."""
     facts = [model_sha256, mmproj_sha256, atp_sha256, __version__, sampling.facts()]
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def read_rows(path: Path) -> dict[tuple[str, str, str, str], EvalRow]:
-    """Rows of an earlier run by key; a torn last line is dropped, failed rows are asked again.
-
-    Raises:
-        AtpError: the file holds something else.
-    """
-    if not path.exists():
-        return {}
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
-    rows: dict[tuple[str, str, str, str], EvalRow] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = EvalRow(**json.loads(line))
-        except (ValueError, TypeError) as error:
-            if number == len(lines):  # no line end after it: the last run was cut off while writing
-                continue
-            raise AtpError(
-                f"{path}:{number}: not a row of an evaluation; give --rows another file"
-            ) from error
-        if not row.error:
-            rows[row.key] = row
-    return rows
-
-
-def append_row(stream: TextIO, row: EvalRow) -> None:
-    """Appends and flushes one row."""
-    stream.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
-    stream.flush()
-
-
-def mend_last_line(path: Path) -> None:
-    """Cuts off a torn last line, so that appending starts on a fresh one."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    if data and not data.endswith(b"\n"):
-        with path.open("r+b") as stream:
-            stream.truncate(data.rfind(b"\n") + 1)
+    return sha256_hex(json.dumps(facts, sort_keys=True).encode())[:16]
 
 
 def read_plans(texts: Sequence[str], captioner: Captioner) -> list[tuple[CutSpec, ...]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import atexit
 import glob
-import hashlib
 import json
 import os
 import shutil
@@ -36,6 +35,7 @@ from atp_cpp.errors import ConvertError
 from atp_cpp.hub import client
 from atp_cpp.hub.checkpoint_names import SMALL
 from atp_cpp.hub.other_weights import is_adapter, refuse_additions
+from atp_cpp.storage.digest import file_sha256
 from atp_cpp.storage.locks import take_lock
 from atp_cpp.storage.readable import readable_size
 
@@ -262,7 +262,7 @@ def _download_blob(repository: Repository, file: RemoteFile) -> None:
                 continue  # the other run finished the file, or deleted it
             _download_rest(repository, file, stream)
             stream.flush()
-            if _sha256(partial) != file.sha256:
+            if file_sha256(partial) != file.sha256:
                 partial.unlink()
                 raise ConvertError(
                     f"{repository.repo}: {file.name} arrived damaged and was removed; run again"
@@ -305,14 +305,6 @@ def _is_same(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), path.stat())
     except FileNotFoundError:
         return False
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _snapshot(

@@ -12,6 +12,7 @@ import numpy as np
 
 from atp_cpp.errors import ModelError
 from atp_cpp.sidecar.schema import VERSION, Floats, SidecarFields
+from atp_cpp.storage.atomic import replacing
 
 JSON_NAME = "atp.json"
 NPZ_NAME = "atp.npz"
@@ -20,15 +21,18 @@ NPZ_NAME = "atp.npz"
 def write_folder(sidecar: SidecarFields, target: Path) -> None:
     """Writes a valid sidecar; the folder is made if need be.
 
+    A sidecar that is there is replaced once both files of the new one are complete.
+
     Raises:
         ModelError: the folder cannot be written.
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
-        with (target / NPZ_NAME).open("wb") as stream:
-            np.savez(stream, **sidecar.tensors)  # type: ignore[arg-type]
         text = json.dumps({"version": VERSION, **sidecar.metadata()}, indent=2)
-        (target / JSON_NAME).write_text(text + "\n", encoding="utf-8")
+        with replacing(target / NPZ_NAME) as npz, replacing(target / JSON_NAME) as facts:
+            with npz.open("wb") as stream:
+                np.savez(stream, **sidecar.tensors)  # type: ignore[arg-type]
+            facts.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise ModelError(f"{target}: cannot be written: {error.strerror or error}") from error
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from atp_cpp._core import load_sidecar
 from atp_cpp.errors import ModelError
 from atp_cpp.sidecar.rules import tensor_shapes
 from atp_cpp.sidecar.schema import VERSION, Floats, SidecarFields
+from atp_cpp.storage.atomic import replacing
 
 
 def write(sidecar: SidecarFields, path: Path) -> Path:
@@ -23,9 +24,8 @@ def write(sidecar: SidecarFields, path: Path) -> Path:
         ModelError: the gguf package is missing, or the file cannot be written.
     """
     gguf = _gguf()
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        with closing(gguf.GGUFWriter(part, sidecar.arch)) as writer:
+        with replacing(path) as part, closing(gguf.GGUFWriter(part, sidecar.arch)) as writer:
             _add_metadata(writer, sidecar)
             shapes = tensor_shapes(sidecar.cuts, n_bins=sidecar.n_bins, n_hidden=sidecar.n_hidden)
             for tensor in shapes:
@@ -33,12 +33,8 @@ def write(sidecar: SidecarFields, path: Path) -> Path:
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_tensors_to_file()
-        part.replace(path)
     except OSError as error:
         raise ModelError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):  # not there, or never could be
-            part.unlink()
     return path
 
 

@@ -1,1 +1,1 @@
-"""Files that are whole after any end of the process: locks, sizes."""
+"""Files that are whole after any end of the process: replaced, locked, measured."""

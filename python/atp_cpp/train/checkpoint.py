@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from atp_cpp.errors import AtpError
+from atp_cpp.storage.atomic import part_of, replacing
 from atp_cpp.train.options import TrainOptions
 
 FILE_NAME = "checkpoint.pt"
@@ -63,16 +63,12 @@ def save_checkpoint(
         "optimizer": optimizer.state_dict(),
         "rng": torch.get_rng_state(),
     }
-    part = folder / f"{FILE_NAME}.part"
+    path = folder / FILE_NAME
     try:
-        with part.open("wb") as stream:
+        with replacing(path, part=part_of(path)) as part, part.open("wb") as stream:
             torch.save(content, stream)
-            stream.flush()
-            os.fsync(stream.fileno())
-        part.replace(folder / FILE_NAME)
     except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
-        raise AtpError(f"{folder / FILE_NAME}: cannot be written: {error}") from error
+        raise AtpError(f"{path}: cannot be written: {error}") from error
 
 
 def load_checkpoint(

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from atp_cpp.storage.atomic import part_of, replacing
+
 FILE_NAME = "curve.csv"
 
 
@@ -24,12 +26,13 @@ class Curve:
         path = folder / FILE_NAME
         kept = self._rows_up_to(path, after_step) if after_step else []
         self._columns = ["step", *columns]
-        part = path.with_suffix(".part")
-        with part.open("w", newline="", encoding="utf-8") as stream:
+        with (
+            replacing(path, part=part_of(path), sync=False) as part,
+            part.open("w", newline="", encoding="utf-8") as stream,
+        ):
             writer = csv.DictWriter(stream, self._columns, lineterminator="\n")
             writer.writeheader()
             writer.writerows(kept)
-        part.replace(path)
         self._stream = path.open("a", newline="", encoding="utf-8")
         self._writer = csv.DictWriter(self._stream, self._columns, lineterminator="\n")
         self._board = _tensorboard(folder)

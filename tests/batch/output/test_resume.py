@@ -1,11 +1,10 @@
 """Rows read back: which count as done, and which row of a key is the last."""
 
-import io
 import tracemalloc
 
 import pytest
 
-from atp_cpp.batch.output.resume import Done, key_of, lines_of, read_rows
+from atp_cpp.batch.output.resume import Done, key_of, read_rows
 from atp_cpp.errors import AtpError
 from support.made_rows import CONFIG, made_failure, made_row, write_lines
 
@@ -22,13 +21,6 @@ def test_keys_tell_their_parts_apart():
     assert len(keys) == len(parts)
     assert {len(key) for key in keys} == {16}
     assert key_of("caf\udce9.jpg", "p", "h") != key_of("caf\udcea.jpg", "p", "h")
-
-
-def test_lines_know_their_place():
-    stream = io.BytesIO(b'\n{"a": 1}\r\n \nbroken\n[2]')
-    lines = [(line.number, line.start, line.raw, line.value) for line in lines_of(stream)]
-    assert lines == [(2, 1, b'{"a": 1}\r\n', {"a": 1}), (4, 13, b"broken\n", None),
-                     (5, 20, b"[2]", [2])]  # fmt: skip
 
 
 GOOD, FAILED, CANCELLED = (

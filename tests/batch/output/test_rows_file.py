@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from atp_cpp.batch.output import rows_file
 from atp_cpp.batch.output.rows_file import RowsFile
 from atp_cpp.errors import AtpError
+from atp_cpp.storage import jsonl
 from support.made_rows import CONFIG, lines, made_failure, made_row, write_lines
 from support.rows_writer import program
 
@@ -99,7 +99,7 @@ def test_rows_go_to_the_disk_every_few_seconds_and_at_the_end(path, monkeypatch)
     clock = iter(range(0, 100, 2))
     real = os.fsync
     monkeypatch.setattr(os, "fsync", lambda f: synced.append(path.stat().st_size) or real(f))
-    monkeypatch.setattr(rows_file.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(jsonl.time, "monotonic", lambda: next(clock))
     with RowsFile(path) as rows:
         synced.clear()  # of the folder
         for i in range(6):
@@ -279,7 +279,7 @@ def test_two_writers(path):
 
 def test_a_file_that_is_replaced_while_its_lock_is_taken(path, monkeypatch):
     write_lines(path, made_row())
-    real, calls = rows_file.take_lock, []
+    real, calls = jsonl.take_lock, []
 
     def take_lock(descriptor):
         if not calls:
@@ -287,7 +287,7 @@ def test_a_file_that_is_replaced_while_its_lock_is_taken(path, monkeypatch):
         calls.append(descriptor)
         return real(descriptor)
 
-    monkeypatch.setattr(rows_file, "take_lock", take_lock)
+    monkeypatch.setattr(jsonl, "take_lock", take_lock)
     with RowsFile(path) as rows:
         assert not rows.done(*KEY)
         rows.append(made_row())

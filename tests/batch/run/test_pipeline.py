@@ -11,7 +11,10 @@ import pytest
 from PIL import Image
 
 from atp_cpp import SamplingConfig
+from atp_cpp.batch.load import loading
+from atp_cpp.batch.run import pipeline
 from atp_cpp.batch.source.item import Item
+from atp_cpp.cli.program import build_parser
 from atp_cpp.errors import AtpError, ModelError, PlanError, StageError
 from support.fake_runs import DRAW, picture, words
 
@@ -30,6 +33,20 @@ def test_each_image_has_its_own_caption(make, folder, batch_size, n_load_threads
     assert engine.live == {}
     most = max(n for kind, n in engine.log if kind == "step")
     assert most <= batch_size if overlap else most == batch_size
+
+
+def test_the_program_and_python_open_images_with_as_many_threads(make, folder, monkeypatch):
+    asked = []
+
+    def load_all(*args, n_threads, **options):
+        asked.append(n_threads)
+        return loading.load_all(*args, n_threads=n_threads, **options)
+
+    monkeypatch.setattr(pipeline, "load_all", load_all)
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert len(list(make()[0].caption_many(folder, "What?"))) == len(folder)
+    program = build_parser().parse_args(["caption", "a.png"]).load_threads
+    assert asked == [program] == [2]
 
 
 def test_a_row_says_all(make, folder):

@@ -28,12 +28,13 @@ from atp_cpp.batch.load.opening import Loaded, Opener, own_pixels, size_of, told
 from atp_cpp.batch.source.item import Item, Source
 from atp_cpp.images.load import Pixels
 
-__all__ = ["MAX_BYTES", "Loaded", "load_all"]
+__all__ = ["MAX_BYTES", "N_THREADS", "Loaded", "load_all"]
 
 T = TypeVar("T")
 
-MAX_BYTES = 1 << 30  # bytes that files and pixels under way may take together
-_PATIENCE = 1.0  # seconds that close() waits for threads that are opening an image
+N_THREADS = 2  # that open images, where the user says nothing
+MAX_BYTES = 1 << 30  # of files and pixels under way
+_PATIENCE = 1.0  # seconds that closing waits for threads that are amid an image
 
 
 @overload

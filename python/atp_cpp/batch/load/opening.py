@@ -6,12 +6,11 @@ image and has no effect on other images.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -22,6 +21,7 @@ from atp_cpp.batch.source.item import Item, Source
 from atp_cpp.batch.source.limits import MAX_FILE_BYTES, too_large
 from atp_cpp.errors import AtpError, ImageError
 from atp_cpp.images.load import Pixels, load_image, open_file, opened_image
+from atp_cpp.storage.digest import sha256_hex
 
 T = TypeVar("T")
 
@@ -99,13 +99,13 @@ class Opener(Generic[T]):
         if isinstance(source, (Image.Image, np.ndarray)):
             pixels = load_image(source, name=name)
             height, width = pixels.shape[:2]
-            loaded.sha256 = _sha256(f"{height}x{width}:".encode(), pixels)
+            loaded.sha256 = sha256_hex(f"{height}x{width}:".encode(), pixels)
             loaded.pixels = self._prepare(loaded.item, pixels)
         else:
             waited.append(self._memory.take(index, size_of(source)))
             loaded.stamp = stamp_of(source)  # read before the bytes, so a later change shows
             data = bytes_of(source, name)
-            loaded.sha256 = _sha256(data)
+            loaded.sha256 = sha256_hex(data)
             loaded.pixels, n_bytes = self._decoded(data, loaded.item, index, waited)
             if n_bytes > _LARGE:
                 give_back()
@@ -177,7 +177,7 @@ def hash_of(source: Source, name: str) -> str:
     if isinstance(source, (Image.Image, np.ndarray)):
         return ""
     try:
-        return _sha256(bytes_of(source, name))
+        return sha256_hex(bytes_of(source, name))
     except ImageError:
         return ""
 
@@ -205,13 +205,6 @@ def told(name: str, error: BaseException) -> str:
     else:
         text = f"{name}: cannot be opened: {type(error).__name__}: {error}"
     return " ".join(text.split())[:_MAX_ERROR]
-
-
-def _sha256(*parts: Any) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.hexdigest()
 
 
 def _held_by(result: object) -> int:

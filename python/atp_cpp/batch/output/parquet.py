@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import fields
 from itertools import islice
@@ -15,6 +14,7 @@ from typing import Any
 from atp_cpp.batch.output.resume import read_rows
 from atp_cpp.batch.output.rows import Row
 from atp_cpp.errors import AtpError
+from atp_cpp.storage.atomic import replacing
 
 __all__ = ["jsonl_to_parquet"]
 
@@ -46,24 +46,17 @@ def jsonl_to_parquet(
     check_pyarrow()
     target = Path(parquet)
     rows = read_rows(jsonl)
-    part = ""
     try:
         if target.is_dir():
             raise AtpError(f"{target} is a folder; expected a file's name for Parquet")
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, part = tempfile.mkstemp(prefix=".", suffix=".parquet.part", dir=target.parent)
-        os.close(handle)
-        n_rows = _write(rows, part, rows_per_group)
-        _publish(part, target)
+        with replacing(target) as part:
+            return _write(rows, os.fspath(part), rows_per_group)
     except OSError as error:
         raise AtpError(
             f"{target}: cannot be written: {error.strerror or error}; the rows are in "
             f"{os.fspath(jsonl)}; name another file, or make room"
         ) from error
-    finally:
-        if part:
-            Path(part).unlink(missing_ok=True)
-    return n_rows
 
 
 def check_pyarrow() -> None:
@@ -130,13 +123,3 @@ def _groups(rows: Iterable[Row], n: int) -> Iterator[list[Row]]:
     stream = iter(rows)
     while group := list(islice(stream, n)):
         yield group
-
-
-def _publish(part: str, target: Path) -> None:
-    """Writes the part file to the disk and renames it, with the permissions of a new file."""
-    umask = os.umask(0)
-    os.umask(umask)
-    os.chmod(part, 0o666 & ~umask)
-    with open(part, "rb") as stream:
-        os.fsync(stream.fileno())
-    os.replace(part, target)

@@ -7,11 +7,9 @@ row of a key counts. No file is held in memory: only the 16-byte key of each row
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -20,12 +18,12 @@ from numpy.typing import NDArray
 
 from atp_cpp.batch.output.rows import CANCELLED, OK, Row
 from atp_cpp.errors import AtpError
+from atp_cpp.storage.jsonl import Line, begins_like, lines_of
 
-__all__ = ["Done", "Line", "begins_rows", "file_key", "is_row", "key_of", "lines_of", "read_rows"]
+__all__ = ["HEAD", "Done", "file_key", "is_row", "key_of", "read_rows"]
 
 _KEY_BYTES = 16
-_MAX_LINE = 1 << 26  # bytes; a longer line is no row, and is read in pieces
-_HEAD = b'{"custom_id": '  # every line that this package writes begins so
+HEAD = b'{"custom_id": '  # how each of our lines begins
 _TEXTS = ("custom_id", "image", "prompt", "caption", "finish_reason", "status", "config_hash")
 
 log = logging.getLogger(__name__)
@@ -48,46 +46,16 @@ def file_key(stamp: Any, sha256: Any) -> bytes:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Line:
-    """One line of a file of rows.
-
-    Attributes:
-        number: number of the line, counted from 1.
-        start: number of bytes before the line.
-        raw: bytes of the line, with the line end if there is one.
-        value: the value of the line's JSON; None if the line is no JSON.
-    """
-
-    number: int
-    start: int
-    raw: bytes
-    value: Any
-
-
-def lines_of(stream: BinaryIO) -> Iterator[Line]:
-    """The lines of a file of rows, blank ones left out."""
-    start = 0
-    for number, raw in enumerate(iter(lambda: stream.readline(_MAX_LINE), b""), start=1):
-        if not raw.isspace():
-            try:
-                value = json.loads(raw)
-            except (ValueError, RecursionError):
-                value = None
-            yield Line(number, start, raw, value)
-        start += len(raw)
-
-
 def is_row(value: Any) -> bool:
     """Whether the value has the fields of a row that resuming needs."""
     return isinstance(value, dict) and all(type(value.get(name)) is str for name in _TEXTS)
 
 
-def begins_rows(first: Line) -> bool:
-    """Whether the first line of a file is a row, or the beginning of a row that was cut off."""
+def _begins_rows(first: Line) -> bool:
+    """Whether the first line of a file is a row, or what is left of one."""
     if first.value is not None:
         return is_row(first.value)
-    return first.raw.startswith(_HEAD) or _HEAD.startswith(first.raw)
+    return begins_like(first.raw, HEAD)
 
 
 class Done:
@@ -178,7 +146,7 @@ def _last_of_each_key(stream: BinaryIO, name: str) -> NDArray[np.bool_]:
     keys = bytearray()
     first = None
     for line in lines_of(stream):
-        if first is None and not begins_rows(line):
+        if first is None and not _begins_rows(line):
             raise AtpError(f"{name}: line {line.number} is no row of captions; name a file of rows")
         first = line.number
         if is_row(line.value):

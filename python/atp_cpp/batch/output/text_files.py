@@ -7,13 +7,13 @@ Knows nothing of models.
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from atp_cpp.errors import AtpError, WriteError
+from atp_cpp.storage.atomic import part_of, replacing
 
 __all__ = ["EXISTING", "TextFileError", "TextFiles"]
 
@@ -160,19 +160,11 @@ def _path_of(image: Any) -> Path:
 
 
 def _replace(text: Path, content: bytes) -> None:
-    """Writes under another name, then renames. The next run reuses the name after a kill."""
-    tag = hashlib.blake2b(os.fsencode(text.name), digest_size=8).hexdigest()  # short, unlike names
-    part = text.with_name(f".{tag}.part")
+    """By another name and a rename; a run that was killed leaves that name to the next one."""
     try:
-        try:
-            with part.open("wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())  # before the rows, which say that the text exists
-            os.replace(part, text)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
+        # on the disk before its rows, which say that it is there
+        with replacing(text, part=part_of(text)) as part:
+            part.write_bytes(content)
     except OSError as error:
         raise _failed(text, error) from error
 

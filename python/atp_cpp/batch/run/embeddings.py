@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from atp_cpp.errors import AtpError
+from atp_cpp.storage.atomic import replacing
 
 DEFAULT_BYTES = 2 << 30
 
@@ -96,14 +97,12 @@ class EmbeddingCache:
         temporary = self._folder / f".{secrets.token_hex(16)}.embd-part"
         try:
             if self._make_room(len(head) + len(body)):
-                try:
-                    with temporary.open("xb") as stream:
-                        stream.write(head)
-                        stream.write(body)
-                    temporary.replace(self._path(name))
-                except BaseException:
-                    temporary.unlink(missing_ok=True)
-                    raise
+                with (
+                    replacing(self._path(name), part=temporary, sync=False) as part,
+                    part.open("xb") as stream,
+                ):
+                    stream.write(head)
+                    stream.write(body)
         except OSError as error:
             self._quiet = True
             _log.warning(

@@ -10,6 +10,7 @@ from typing import Any, get_args
 import numpy as np
 from PIL import Image
 
+from atp_cpp.batch.load.loading import N_THREADS
 from atp_cpp.batch.run.embeddings import EmbeddingCache
 from atp_cpp.batch.run.pipeline import BatchOptions, CaptionRun, OnError
 from atp_cpp.batch.run.room import default_budget, parse_size
@@ -67,7 +68,7 @@ def start_run(
     if isinstance(kv_budget, str):
         kv_budget = parse_size(kv_budget)
     if n_load_threads is None:
-        n_load_threads = min(4, os.cpu_count() or 1)
+        n_load_threads = N_THREADS
     _check_numbers(batch_size=(batch_size, 1), n_load_threads=(n_load_threads, 0),
                    kv_budget=(1 if kv_budget is None else kv_budget, 1))  # fmt: skip
     if batch_size > MAX_BATCH:

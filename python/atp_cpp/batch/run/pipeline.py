@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 from atp_cpp._core import Result, __version__
-from atp_cpp.batch.load.loading import load_all
+from atp_cpp.batch.load.loading import N_THREADS, load_all
 from atp_cpp.batch.output.rows import Row, failed_row, good_row
 from atp_cpp.batch.run.embeddings import EmbeddingCache
 from atp_cpp.batch.run.encoding import Ahead, Asked, Encoder, Ready
@@ -51,7 +51,7 @@ class BatchOptions:
     ordered: bool = True
     on_error: OnError = "record"
     embeddings: EmbeddingCache | None = None
-    n_load_threads: int = 2
+    n_load_threads: int = N_THREADS
     overlap: bool = False
 
 
