@@ -219,8 +219,9 @@ def convert_hf(
         force: replace files that are there.
         dry_run: check everything, write nothing.
         verbose: the converter's notes go to stderr.
+        vision_tower: folder or hub id of the encoder, for a checkpoint in LLaVA's original layout
+            that has none inside; without it the encoder that config.json names.
         on_progress: called with the name of the present work, bytes done and bytes in all.
-        tower = self._tower(checkpoint)
 
     Returns:
         The files.
