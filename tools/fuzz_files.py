@@ -37,8 +37,12 @@ class Child:
         self.errors = (folder / "stderr.txt").open("w+b")
         end, theirs = os.pipe()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "fuzzing.worker", str(folder), str(seed)]
-            + [str(first), str(last), str(theirs)],
+            [
+                sys.executable,
+                "-m",
+                "fuzzing.worker",
+                *map(str, (folder, seed, first, last, theirs)),
+            ],
             pass_fds=(theirs,),
             cwd=TOOLS,
             stdout=subprocess.DEVNULL,
@@ -48,7 +52,7 @@ class Child:
         self.pipe, self.rest = end, b""
 
     def rows(self, seconds: float) -> list[dict[str, Any]] | None:
-        """The next rows; an empty list when the child has ended; None when nothing comes in time."""
+        """The next rows; none when the child has ended; None when nothing comes in time."""
         ready, _, _ = select.select([self.pipe], [], [], seconds)
         if not ready:
             return None

@@ -1,4 +1,4 @@
-"""One case: what is damaged, and what is done with it. All of it follows from a seed and a number."""
+"""One case: what is damaged, and what is done with it; all from a seed and a number."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import make_tiny_model
 import numpy as np
+from PIL import Image
+
+import make_tiny_model
 from atp_cpp import Captioner, SamplingConfig
 from atp_cpp.inspect.file import inspect_file
 from atp_cpp.sidecar.fingerprint import fingerprint_from_gguf
 from atp_cpp.sidecar.sidecar import AtpSidecar, tensor_shapes
-from PIL import Image
 
 from .damage import damaged_gguf, damaged_image, damaged_request
 

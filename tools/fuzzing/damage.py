@@ -1,4 +1,4 @@
-"""Ways to damage bytes, a GGUF file, and the dictionary of a chat request. Each is a function of a seed."""
+"""Ways to damage bytes, a GGUF file, and the dictionary of a chat request."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def places(value: Any) -> list[tuple[Any, Any]]:
 
 
 def damaged_request(rng: random.Random, request: dict[str, Any]) -> dict[str, Any]:
-    """Values lost, replaced, doubled or made from others. Names at the top stay those that exist."""
+    """Values lost, replaced, doubled or made from others; names at the top stay."""
     out = copy.deepcopy(request)
     for _ in range(rng.choice((1, 1, 2, 3))):
         found = places(out)

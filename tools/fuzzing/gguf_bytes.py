@@ -1,4 +1,4 @@
-"""A GGUF file in pieces that can be changed one by one, and put together again with what is wrong."""
+"""A GGUF file in pieces that can be changed one by one and put together again."""
 
 from __future__ import annotations
 

@@ -19,6 +19,7 @@ from atp_cpp.caption import Caption
 from atp_cpp.chat.messages import read_messages
 from atp_cpp.errors import AtpError
 from atp_cpp.options.plan import PolicyLike, SamplingConfig
+from atp_cpp.options.texts import brief, check_whole
 from atp_cpp.session import Session
 
 _DRAW = SamplingConfig()  # its defaults
@@ -166,7 +167,7 @@ class ChatSession(Session):
             frequency_penalty=_or(frequency_penalty, _DRAW.frequency_penalty),
             repeat_penalty=_or(repeat_penalty, _DRAW.repeat_penalty),
             seed=_DRAW.seed if seed is None else seed,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+            stop=_stops(stop),
             json_schema=_schema(response_format),
         )
         self.render(turns)  # refuses what cannot be rendered, before anything is streamed
@@ -188,9 +189,22 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
+def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The texts that end an answer; SamplingConfig looks at each."""
+    if stop is None or isinstance(stop, str):
+        return (stop,) if stop else ()
+    if isinstance(stop, (bytes, Mapping)) or not isinstance(stop, Sequence):
+        raise AtpError(f"stop: expected a text or a list of texts, got {brief(stop)}")
+    return tuple(stop)
+
+
 def _limit(max_tokens: int | None, max_completion_tokens: int | None) -> int:
     """Tokens of answer at most; the two are names of one number."""
-    given = {n for n in (max_tokens, max_completion_tokens) if n is not None}
+    names = {"max_tokens": max_tokens, "max_completion_tokens": max_completion_tokens}
+    for name, value in names.items():
+        if value is not None:
+            check_whole(name, value)
+    given = {n for n in names.values() if n is not None}
     if len(given) > 1:
         raise AtpError(
             f"max_tokens={max_tokens} and max_completion_tokens={max_completion_tokens} are two "
@@ -203,7 +217,7 @@ def _refuse_unknown(*, n: object, logprobs: object, tools: object, model: object
     """AtpError for what OpenAI's interface can ask and this model cannot give."""
     if n is not None and n != 1:
         raise AtpError(
-            f"n={n}: one answer is made at a time; leave n out, or call again with a seed"
+            f"n={brief(n)}: one answer is made at a time; leave n out, or call again with a seed"
         )
     if logprobs:
         raise AtpError("logprobs: probabilities of tokens are not kept; leave logprobs out")
