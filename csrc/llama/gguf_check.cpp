@@ -104,7 +104,7 @@ std::string check_gguf(const std::string & path) {
         throw ModelError(path + " names no general.architecture; it is not a model llama.cpp could run");
     }
     const std::string arch = gguf_get_val_str(gguf.get(), key);
-    if (arch.size() > n_arch_most || !is_plain_text(arch)) {
+    if (arch.empty() || arch.size() > n_arch_most || !is_plain_text(arch)) {
         throw ModelError(path + " names the architecture " + quoted(arch) + "; llama.cpp has none of such a name");
     }
     check_no_adapter(path, gguf.get());

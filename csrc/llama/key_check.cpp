@@ -86,6 +86,16 @@ void check_eps(const std::string & path, const gguf_context * gguf, const std::s
     }
 }
 
+// elements of a tensor; -1: it is not there
+int64_t n_elements(const gguf_context * gguf, const char * name) {
+    const int64_t at = gguf_find_tensor(gguf, name);
+    if (at < 0) {
+        return -1;
+    }
+    const ggml_type type = gguf_get_tensor_type(gguf, at);
+    return static_cast<int64_t>(gguf_get_tensor_size(gguf, at) / ggml_type_size(type)) * ggml_blck_size(type);
+}
+
 // of an architecture of one_width: heads that llama.cpp derives from the width, or is told
 void check_heads(const std::string & path, const gguf_context * gguf, const std::string & arch) {
     const int64_t n_embd = whole(gguf, arch + ".embedding_length");
@@ -104,6 +114,11 @@ void check_heads(const std::string & path, const gguf_context * gguf, const std:
     const int64_t n_rot = whole(gguf, arch + ".rope.dimension_count");
     if (n_key != n_value) {
         refuse(path, "a head's key has " + std::to_string(n_key) + " elements, its value " + std::to_string(n_value));
+    }
+    const int64_t n_query = n_elements(gguf, "blk.0.attn_q.weight");
+    if (n_query >= 0 && (n_head > n_query || n_key > n_query || n_query != n_embd * n_head * n_key)) {
+        refuse(path, std::to_string(n_head) + " attention heads of " + std::to_string(n_key) +
+                         " elements are not what blk.0.attn_q.weight makes");
     }
     if (n_rot >= 0 && n_rot != n_key) {
         refuse(path, arch + ".rope.dimension_count is " + std::to_string(n_rot) + ", a head has " +

@@ -22,8 +22,8 @@ _ALIKE = {
     *("qwen2vl_merger", "qwen2.5vl_merger", "qwen3vl_merger"),
 }
 _MATRICES = {
-    f"{part}.weight"
-    for part in "attn_q attn_k attn_v attn_qkv attn_out ffn_up ffn_down ffn_gate".split()
+    *("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_qkv.weight", "attn_out.weight"),
+    *("ffn_up.weight", "ffn_down.weight", "ffn_gate.weight"),
 }
 _VECTORS = {f"v.{part}_ln.{end}" for part in ("pre", "post") for end in ("weight", "bias")}
 _WHOLE = range(24, 28)  # ggml's ids of I8 to I64
