@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 TOOLS = Path(__file__).resolve().parent
+WORKER = "fuzzing.worker"  # the module that tries cases
 HANG_S = 10.0  # of one case
 START_S = 120.0  # of a child
 KEPT = 8  # numbers of cases that are kept for each finding
@@ -37,12 +38,7 @@ class Child:
         self.errors = (folder / "stderr.txt").open("w+b")
         end, theirs = os.pipe()
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-m",
-                "fuzzing.worker",
-                *map(str, (folder, seed, first, last, theirs)),
-            ],
+            [sys.executable, "-m", WORKER, *map(str, (folder, seed, first, last, theirs))],
             pass_fds=(theirs,),
             cwd=TOOLS,
             stdout=subprocess.DEVNULL,

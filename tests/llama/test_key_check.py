@@ -1,4 +1,4 @@
-"""Keys that llama.cpp takes for granted: refused before it reads them, which would end the process."""
+"""Keys that llama.cpp takes for granted: refused before reading them ends the process."""
 
 import struct
 
@@ -104,7 +104,7 @@ def test_an_architecture_that_is_no_name(tiny_model, tmp_path, name):
 def test_what_llama_cpp_quotes_of_a_file_is_cut(tiny_model, tmp_path):
     kind = text(b"a" * 3000)
     path = changed(tiny_model("llama"), tmp_path / "x.gguf", tokenizer__ggml__model=kind)
-    with pytest.raises(core.ModelError, match="unknown tokenizer: 'a.* … ") as error:
+    with pytest.raises(core.ModelError, match=r"unknown tokenizer: 'a.* … ") as error:
         core.check_loadable(str(path))
     assert len(str(error.value)) < 200 + 320 + len(str(path))
 
