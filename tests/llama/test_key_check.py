@@ -5,6 +5,7 @@ import struct
 import gguf
 import pytest
 
+from atp_cpp import Captioner
 from atp_cpp import _core as core
 from fuzzing.gguf_bytes import Key, join, parse
 
@@ -85,6 +86,12 @@ def test_a_rotation_that_is_odd_or_too_wide(tiny_model, tmp_path, arch):
         refused(path, f"rope.dimension_count is {n_rot}")
 
 
+def test_a_rotation_of_nothing(tiny_model, tmp_path):
+    """A case with it ran for over 10 seconds."""
+    none = changed(tiny_model("gemma3"), tmp_path / "x.gguf", gemma3__rope__dimension_count=u32(0))
+    refused(none, "rope.dimension_count is 0; expected the elements of a head")
+
+
 def test_keys_and_values_of_two_widths(tiny_model, tmp_path):
     path = changed(tiny_model("llama"), tmp_path / "x.gguf", llama__attention__value_length=u32(7))
     refused(path, "a head's key has [0-9]+ elements, its value 7")
@@ -107,6 +114,14 @@ def test_what_llama_cpp_quotes_of_a_file_is_cut(tiny_model, tmp_path):
     with pytest.raises(core.ModelError, match=r"unknown tokenizer: 'a.* … ") as error:
         core.check_loadable(str(path))
     assert len(str(error.value)) < 200 + 320 + len(str(path))
+
+
+def test_a_chat_template_that_is_no_text(tiny_model, tiny_mmproj, tmp_path):
+    path = changed(
+        tiny_model("qwen2"), tmp_path / "x.gguf", tokenizer__chat_template=text(b"\xff\xfe")
+    )
+    with pytest.raises(core.ModelError, match=r"chat template is no UTF-8 text"):
+        Captioner(path, mmproj=tiny_mmproj("mlp"), n_ctx=64, n_threads=1, self_test=False)
 
 
 def test_pieces_are_the_file(tiny_model, tiny_mmproj):

@@ -26,6 +26,8 @@ SHAPES = {
     "mm.0.weight": (128, 48),
     "mm.2.weight": (48, 32),
     "v.image_newline": (32,),
+    "mm.0.bias": (48,),
+    "mm.2.bias": (32,),
 }
 
 
@@ -53,7 +55,7 @@ def test_what_fits():
     check()
     check(shapes=SHAPES | {"v.blk.0.ffn_up.weight": (96, 64), "v.blk.0.ffn_down.weight": (64, 96)})
     check(shapes={})
-    check(KEYS | {"clip.projector_type": "gemma3", "clip.vision.patch_size": 7})
+    check(KEYS | {"clip.projector_type": "ldp", "clip.vision.patch_size": 7})
 
 
 @pytest.mark.parametrize("kind", ["gemma4v", "gemma3nv", "mimovl", "qwen3vl_merger"])
@@ -148,3 +150,22 @@ def test_an_encoder_that_reads_no_image():
 def test_a_norm_of_another_width():
     with pytest.raises(ModelError, match=r"v.pre_ln.weight is \[32\], its encoder is 64 wide"):
         check(shapes=SHAPES | {"v.pre_ln.weight": (32,)})
+
+
+@pytest.mark.parametrize("tensor", ["mm.0.weight", "mm.0.bias", "mm.2.weight", "mm.2.bias"])
+def test_a_projector_that_lacks_a_tensor(tensor):
+    without = {name: shape for name, shape in SHAPES.items() if name != tensor}
+    with pytest.raises(ModelError, match=f"it has no '{tensor}'"):
+        check(shapes=without)
+
+
+@pytest.mark.parametrize("tensor", [name for name in ALIKE if "blk" in name])
+def test_a_block_that_lacks_a_tensor(tensor):
+    without = {name: shape for name, shape in ALIKE.items() if name != tensor}
+    with pytest.raises(ModelError, match=f"it has no '{tensor}'"):
+        check(VIT, without)
+
+
+def test_patches_of_another_size():
+    with pytest.raises(ModelError, match="its patches have 7 pixels a side"):
+        check(VIT | {"clip.vision.patch_size": 7}, ALIKE)

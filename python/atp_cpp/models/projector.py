@@ -90,6 +90,8 @@ def _check_forms(header: GgufHeader, name: str) -> None:
         raise ModelError(
             f"{name}: it has no v.patch_embd.weight, which reads the image; convert the model again"
         )
+    if has_blocks:
+        _check_complete(header, name)
     for tensor, info in header.tensors.items():
         if info.type in _WHOLE:
             raise ModelError(
@@ -111,6 +113,26 @@ def _check_forms(header: GgufHeader, name: str) -> None:
             )
 
 
+def _check_complete(header: GgufHeader, name: str) -> None:
+    """Of a plain ViT: each block has the tensors of the others, an MLP behind it its own."""
+    blocks: dict[str, set[str]] = {}
+    for tensor in header.tensors:
+        if tensor.startswith("v.blk.") and tensor.count(".") >= 3:
+            block, part = tensor.split(".", 3)[2:]
+            blocks.setdefault(block, set()).add(part)
+    every = set().union(*blocks.values())
+    missing = [f"v.blk.{b}.{p}" for b, parts in blocks.items() for p in sorted(every - parts)]
+    if projector_kind(header.metadata) == "mlp":
+        layers = ("mm.0",) if "mm.3.weight" in header.tensors else ("mm.0", "mm.2")
+        needed = [f"{layer}.{end}" for layer in layers for end in ("weight", "bias")]
+        missing += [tensor for tensor in needed if tensor not in header.tensors]
+    if missing:
+        raise ModelError(
+            f"{name}: it has no {brief(missing[0])}, which its other tensors go with; "
+            "convert the model again"
+        )
+
+
 def _check_alike(header: GgufHeader, name: str) -> None:
     """Of an encoder whose shapes are not listed here: its blocks are those of the first one."""
     hidden, shapes = header.metadata.get(_KEYS["hidden"]), header.shapes
@@ -119,6 +141,12 @@ def _check_alike(header: GgufHeader, name: str) -> None:
         raise ModelError(
             f"{name}: {brief(heads)} attention heads do not divide its width, {brief(hidden)}; "
             "convert the model again"
+        )
+    patch, embd = header.metadata.get(_KEYS["patch"]), shapes.get("v.patch_embd.weight", ())
+    if len(embd) == 4 and embd[:2] != (patch, patch):
+        raise ModelError(
+            f"{name}: v.patch_embd.weight is {list(embd)}, its patches have {brief(patch)} pixels "
+            "a side; convert the model again"
         )
     for tensor, shape in shapes.items():
         if not tensor.startswith("v.blk."):
