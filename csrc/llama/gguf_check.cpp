@@ -7,8 +7,10 @@
 #include <fstream>
 
 #include "base/errors.h"
+#include "base/text.h"
 #include "ggml-cpp.h"
 #include "gguf.h"
+#include "llama/key_check.h"
 #include "llama/llama_private.h"
 #include "llama/log_capture.h"
 
@@ -46,6 +48,8 @@ void check_gguf_start(const std::string & path, const char * what) {
 }
 
 namespace {
+
+constexpr size_t n_arch_most = 64;  // characters of an architecture's name
 
 // llama.cpp ends the process on a layer count it has no room for
 void check_n_layer(const std::string & path, const gguf_context * gguf, const std::string & arch) {
@@ -100,8 +104,16 @@ std::string check_gguf(const std::string & path) {
         throw ModelError(path + " names no general.architecture; it is not a model llama.cpp could run");
     }
     const std::string arch = gguf_get_val_str(gguf.get(), key);
+    if (arch.empty() || arch.size() > n_arch_most || !is_plain_text(arch)) {
+        throw ModelError(path + " names the architecture " + quoted(arch) + "; llama.cpp has none of such a name");
+    }
     check_no_adapter(path, gguf.get());
     check_n_layer(path, gguf.get(), arch);
+    if (arch == "clip") {
+        check_projector_keys(path, gguf.get());
+    } else {
+        check_decoder_keys(path, gguf.get(), arch);
+    }
     return arch;
 }
 

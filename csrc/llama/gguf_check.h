@@ -1,6 +1,6 @@
 // Is this file a whole GGUF? Asked before llama.cpp gets it, because it would end the process on some files.
 //
-// Throws ModelError naming what the file is instead. Knows no keys beyond general.architecture and the layer count.
+// Throws ModelError naming what the file is instead. Keys are checked in key_check.
 #pragma once
 
 #include <string>

@@ -14,6 +14,7 @@ namespace atp::log_capture {
 namespace {
 
 constexpr size_t n_lines_kept = 4;
+constexpr size_t n_bytes_said = 320;  // llama.cpp quotes texts of the file, whatever their length
 
 struct Lines {
     std::deque<std::string> errors;
@@ -100,6 +101,23 @@ std::string join(const std::deque<std::string> & lines) {
     return out;
 }
 
+// the beginning and the end of a long text; no character is cut
+std::string shortened(const std::string & text) {
+    if (text.size() <= n_bytes_said) {
+        return text;
+    }
+    const auto inside = [&](size_t at) { return at < text.size() && (text[at] & 0xC0) == 0x80; };
+    size_t head = n_bytes_said / 2;
+    size_t tail = text.size() - n_bytes_said / 2;
+    while (head > 0 && inside(head)) {
+        --head;
+    }
+    while (inside(tail)) {
+        ++tail;
+    }
+    return text.substr(0, head) + " … " + text.substr(tail);
+}
+
 }  // namespace
 
 void install() {
@@ -123,7 +141,7 @@ void clear() {
 std::string last_error() {
     const std::lock_guard<std::mutex> lock(others().mutex);
     const Lines & s = mine().empty() ? others().lines : mine();
-    return join(s.errors.empty() ? s.warnings : s.errors);
+    return shortened(join(s.errors.empty() ? s.warnings : s.errors));
 }
 
 }  // namespace atp::log_capture

@@ -19,6 +19,7 @@ from atp_cpp.caption import Caption
 from atp_cpp.chat.messages import read_messages
 from atp_cpp.errors import AtpError
 from atp_cpp.options.plan import PolicyLike, SamplingConfig
+from atp_cpp.options.texts import brief, check_whole
 from atp_cpp.session import Session
 
 _DRAW = SamplingConfig()  # the defaults
@@ -170,7 +171,7 @@ class ChatSession(Session):
             frequency_penalty=_or(frequency_penalty, _DRAW.frequency_penalty),
             repeat_penalty=_or(repeat_penalty, _DRAW.repeat_penalty),
             seed=_DRAW.seed if seed is None else seed,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+            stop=_stops(stop),
             json_schema=_schema(response_format),
         )
         self.render(turns)  # raises before the first chunk if the turns cannot be rendered
@@ -192,9 +193,22 @@ def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
 
+def _stops(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The texts that end an answer; SamplingConfig looks at each."""
+    if stop is None or isinstance(stop, str):
+        return (stop,) if stop else ()
+    if isinstance(stop, (bytes, Mapping)) or not isinstance(stop, Sequence):
+        raise AtpError(f"stop: expected a text or a list of texts, got {brief(stop)}")
+    return tuple(stop)
+
+
 def _limit(max_tokens: int | None, max_completion_tokens: int | None) -> int:
     """Most tokens of the answer; the two arguments are two names of one number."""
-    given = {n for n in (max_tokens, max_completion_tokens) if n is not None}
+    names = {"max_tokens": max_tokens, "max_completion_tokens": max_completion_tokens}
+    for name, value in names.items():
+        if value is not None:
+            check_whole(name, value)
+    given = {n for n in names.values() if n is not None}
     if len(given) > 1:
         raise AtpError(
             f"max_tokens={max_tokens} and max_completion_tokens={max_completion_tokens} are two "
@@ -207,7 +221,7 @@ def _refuse_unknown(*, n: object, logprobs: object, tools: object, model: object
     """Raises AtpError for arguments of OpenAI's interface that this package does not support."""
     if n is not None and n != 1:
         raise AtpError(
-            f"n={n}: one answer is made at a time; leave n out, or call again with a seed"
+            f"n={brief(n)}: one answer is made at a time; leave n out, or call again with a seed"
         )
     if logprobs:
         raise AtpError("logprobs: probabilities of tokens are not kept; leave logprobs out")

@@ -9,6 +9,7 @@ from typing import Any
 from atp_cpp.errors import AtpError
 from atp_cpp.images.load import Pixels
 from atp_cpp.images.urls import load_url
+from atp_cpp.options.texts import brief
 from atp_cpp.prompts.prompt import Turn
 
 __all__ = ["read_messages"]
@@ -56,7 +57,7 @@ def _read(where: str, message: Any) -> tuple[Turn, list[str]]:
         )
     role, content = message.get("role"), message.get("content")
     if not isinstance(role, str) or (role := _SAME.get(role, role)) not in _ROLES:
-        raise AtpError(f"{where}: expected role {', '.join((*_ROLES, *_SAME))}, got {_brief(role)}")
+        raise AtpError(f"{where}: expected role {', '.join((*_ROLES, *_SAME))}, got {brief(role)}")
     if message.get("tool_calls"):
         raise AtpError(f"{where}: tools cannot be called here; leave tool_calls out")
     if content is None and role == "assistant" and "content" in message:
@@ -100,13 +101,8 @@ def _read_part(where: str, part: Any) -> tuple[str | None, str | None]:
     )
 
 
-def _brief(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}…"
-
-
 def _kind(value: Any) -> str:
     """The kind of a value, in few words."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: …" for key in list(value)[:6]) + "}"
+        return "{" + ", ".join(f"{brief(key)}: …" for key in list(value)[:6]) + "}"
     return "an empty list" if value == [] else type(value).__name__

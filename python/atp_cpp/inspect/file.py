@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +191,10 @@ def _text_model_facts(
             can_prune=info.can_prune,
             why_not=info.why_not,
         )
+    except UnicodeDecodeError as error:
+        raise ModelError(
+            f"{Path(path)}: a text in it is no UTF-8: {error}; convert the model again"
+        ) from None
     finally:
         engine.close()
 
@@ -262,7 +267,7 @@ def _token_width(header: GgufHeader) -> int:
 
 
 def _int(value: Value | None) -> int:
-    return int(value) if isinstance(value, (int, float)) else 0
+    return int(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0
 
 
 def _count(n: int) -> str:

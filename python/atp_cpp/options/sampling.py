@@ -10,7 +10,7 @@ from typing import Any
 from atp_cpp._core import check_grammar
 from atp_cpp.errors import AtpError
 from atp_cpp.options.json_schema import grammar_of
-from atp_cpp.options.texts import check_number, check_text, check_whole
+from atp_cpp.options.texts import brief, check_number, check_text, check_whole
 
 _PENALTIES = ("repeat_penalty", "frequency_penalty", "presence_penalty")
 _LATER = (*_PENALTIES, "repeat_last_n")  # fields that the first versions did not have
@@ -76,19 +76,19 @@ class SamplingConfig:
             if not isinstance(value, (int, float)):
                 object.__setattr__(self, name, float(value))
         if isinstance(self.stop, str):
-            raise AtpError(f"stop: expected several texts, ({self.stop!r},), got one")
+            raise AtpError(f"stop: expected several texts, ({brief(self.stop)},), got one")
         for text in (*self.stop, self.grammar, self.json_schema):
             check_text("a stop text, grammar or JSON schema", text)
         checks = (
-            (self.n_predict >= 1, f"n_predict must be at least 1, got {self.n_predict}"),
+            (self.n_predict >= 1, f"n_predict must be at least 1, got {brief(self.n_predict)}"),
             (
                 math.isfinite(self.temp) and self.temp >= 0,
-                f"temp must be 0 (greedy) or more, got {self.temp}",
+                f"temp must be 0 (greedy) or more, got {brief(self.temp)}",
             ),
-            (self.top_k >= 0, f"top_k must be 0 (all) or more, got {self.top_k}"),
-            (0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {self.top_p}"),
-            (0 <= self.min_p <= 1, f"min_p must lie in 0 … 1, got {self.min_p}"),
-            (0 <= self.seed < 2**32, f"seed must lie in 0 … 2^32 - 1, got {self.seed}"),
+            (self.top_k >= 0, f"top_k must be 0 (all) or more, got {brief(self.top_k)}"),
+            (0 < self.top_p <= 1, f"top_p must be above 0 and at most 1, got {brief(self.top_p)}"),
+            (0 <= self.min_p <= 1, f"min_p must lie in 0 … 1, got {brief(self.min_p)}"),
+            (0 <= self.seed < 2**32, f"seed must lie in 0 … 2^32 - 1, got {brief(self.seed)}"),
             *_penalties(self),
             (all(self.stop), "a stop text must not be empty"),
             (
@@ -137,12 +137,15 @@ def _penalties(draw: SamplingConfig) -> Iterator[tuple[bool, str]]:
     """For each rule: whether the rule is met, and what is wrong if not."""
     yield (
         math.isfinite(draw.repeat_penalty) and draw.repeat_penalty > 0,
-        f"repeat_penalty must be above 0 (1 for none), got {draw.repeat_penalty}",
+        f"repeat_penalty must be above 0 (1 for none), got {brief(draw.repeat_penalty)}",
     )
     for name in ("frequency_penalty", "presence_penalty"):
         value = getattr(draw, name)
-        yield math.isfinite(value), f"{name} must be a finite number (0 for none), got {value}"
+        yield (
+            math.isfinite(value),
+            f"{name} must be a finite number (0 for none), got {brief(value)}",
+        )
     yield (
         0 <= draw.repeat_last_n < 2**31,
-        f"repeat_last_n must be 0 (none) or more, got {draw.repeat_last_n}",
+        f"repeat_last_n must be 0 (none) or more, got {brief(draw.repeat_last_n)}",
     )

@@ -6,7 +6,13 @@ import numbers
 
 from atp_cpp.errors import AtpError
 
-__all__ = ["check_number", "check_text", "check_whole"]
+__all__ = ["brief", "check_number", "check_text", "check_whole"]
+
+
+def brief(value: object) -> str:
+    """What was given, for a message: at most 60 characters of it."""
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:60]}…"
 
 
 def check_text(what: str, text: object) -> None:
@@ -25,10 +31,10 @@ def check_text(what: str, text: object) -> None:
 def check_whole(name: str, value: object) -> None:
     """Raises AtpError unless the value is a whole number of Python or NumPy."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool):
-        raise AtpError(f"{name} must be a whole number, got {value!r}")
+        raise AtpError(f"{name} must be a whole number, got {brief(value)}")
 
 
 def check_number(name: str, value: object) -> None:
     """Raises AtpError unless the value is a number."""
     if not isinstance(value, numbers.Real) or isinstance(value, bool):
-        raise AtpError(f"{name} must be a number, got {value!r}")
+        raise AtpError(f"{name} must be a number, got {brief(value)}")

@@ -112,8 +112,14 @@ class ChatPrompt:
         Raises:
             ModelError: its template is not valid Jinja.
         """
+        try:
+            template = info.chat_template
+        except UnicodeDecodeError as error:
+            raise ModelError(
+                f"the model's chat template is no UTF-8 text: {error}; convert the model again"
+            ) from None
         return cls(
-            info.chat_template,
+            template,
             bos=info.bos,
             eos=info.eos,
             add_bos=info.add_bos,
