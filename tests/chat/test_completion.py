@@ -358,24 +358,12 @@ def test_openais_newer_words(fake_engine, scene):
         ({"stream_options": {"include_usage": True}}, "together with stream=True"),
         ({"repeat_penalty": 0}, "repeat_penalty must be above 0"),
         ({"model": 5}, "expected a name"),
-        ({"stop": 5}, "stop: expected a text or a list of texts, got 5"),
-        ({"stop": {"a": 1}}, "stop: expected a text or a list of texts, got {'a': 1}"),
-        ({"stop": [5]}, "expected a text, got int"),
-        ({"max_tokens": {}}, "max_tokens must be a whole number, got {}"),
-        ({"max_completion_tokens": []}, "max_completion_tokens must be a whole number, got []"),
-        ({"max_tokens": 2.5}, "max_tokens must be a whole number, got 2.5"),
     ],
 )
 def test_what_one_model_cannot_give(fake_engine, scene, options, says):
     cap, engine = make(fake_engine())
     assert says in refused(cap, ask(scene), **options)
     assert engine.calls == []
-
-
-@pytest.mark.parametrize("name", ["seed", "temperature", "top_p", "n", "stop", "max_tokens"])
-def test_a_message_quotes_little_of_a_long_value(fake_engine, scene, name):
-    cap, _ = make(fake_engine())
-    assert len(refused(cap, ask(scene), **{name: {"url": "x" * 5000}})) < 200
 
 
 def test_usage_at_the_end_of_a_stream(fake_engine, scene):
