@@ -15,7 +15,6 @@ from __future__ import annotations
 import io
 import logging
 import os
-import re
 import stat
 import threading
 import warnings
@@ -30,6 +29,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from atp_cpp.errors import ImageError
+from atp_cpp.images.file_kinds import what_it_is
 from atp_cpp.images.pixels import is_deep_colour, seek_content, to_rgb
 from atp_cpp.images.png_chunks import without_large_texts
 from atp_cpp.storage.forked import renew_in_children
@@ -56,44 +56,7 @@ _TURNS = {
 }
 _RUNS_A_PROGRAM = {"EPS", "WMF"}  # Pillow would start Ghostscript or the system's renderer
 
-_RAW = "a camera's raw file; develop it into JPEG first (dcraw -e FILE takes its preview)"
-_VIDEO = "a video; take a frame first (ffmpeg -i FILE -frames:v 1 frame.png)"
 _EXPECTED = "expected an image (JPEG, PNG, WebP, GIF, TIFF, BMP …)"
-# first bytes -> what the file is, and what to do
-_NOT_IMAGES: tuple[tuple[bytes, str], ...] = (
-    (b"%PDF", "got a PDF document; turn a page into PNG first (pdftoppm -png -r 150 FILE page)"),
-    (b"GGUF", "got a GGUF model; models are given with -m and --mmproj"),
-    (b"PK\x03\x04", "got a ZIP archive; unpack it first"),
-    (b"\x1f\x8b", "got a gzip archive; unpack it first"),
-    (b"%!PS", "got a PostScript drawing; turn it into PNG first (gs -sDEVICE=png16m -r150 -o …)"),
-    (b"<svg", "got an SVG drawing; turn it into PNG first (rsvg-convert FILE -o out.png)"),
-    (
-        b"<!DOCTYPE",
-        "got an HTML page, perhaps an error page from a download; fetch the image again",
-    ),
-    (
-        b"<!doctype",
-        "got an HTML page, perhaps an error page from a download; fetch the image again",
-    ),
-    (b"<html", "got an HTML page, perhaps an error page from a download; fetch the image again"),
-    (b"version https://git-lfs", "got a Git LFS pointer; run `git lfs pull`"),
-)
-# what Pillow does not open, by the first bytes
-_OTHER_PICTURES: tuple[tuple[bytes, str], ...] = (
-    (b"\xff\x0a", "a JPEG XL picture; turn it into PNG first (djxl FILE out.png)"),
-    (b"\0\0\0\x0cJXL ", "a JPEG XL picture; turn it into PNG first (djxl FILE out.png)"),
-    (b"8BPS", "a Photoshop document; save it as PNG"),
-    (b"FUJIFILMCCD-RAW", _RAW),
-    (b"\0MRM", _RAW),
-    (b"FOVb", _RAW),
-    (b"IIRO", _RAW),
-    (b"IIRS", _RAW),
-    (b"IIU\0", _RAW),
-    (b"\x1aE\xdf\xa3", _VIDEO),
-    (b"\0\0\x01\xba", _VIDEO),
-    (b"FLV\x01", _VIDEO),
-)
-_HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
 
 _log = logging.getLogger(__name__)
 
@@ -275,7 +238,7 @@ def _identified(stream: BinaryIO, name: str) -> Image.Image:
             f"{_reason(error)}; scale it down first"
         ) from error
     except UnidentifiedImageError:
-        raise ImageError(f"{name}: {_EXPECTED}, {_what_it_is(head)}") from None
+        raise ImageError(f"{name}: {_EXPECTED}, {what_it_is(head)}") from None
     except Exception as error:  # Pillow's plugins raise almost anything on broken headers
         raise ImageError(
             f"{name}: the header is damaged: {_reason(error)}; save it again as PNG"
@@ -285,46 +248,6 @@ def _identified(stream: BinaryIO, name: str) -> Image.Image:
             f"{name}: {_EXPECTED}, got a vector drawing ({image.format}); turn it into PNG first"
         )
     return image
-
-
-def _what_it_is(head: bytes) -> str:
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if start.startswith(b"<?xml"):
-        return _what_xml_it_is(start)
-    for magic, kind in _OTHER_PICTURES:
-        if head.startswith(magic):
-            return f"got {kind}"
-    if head.startswith((b"II*\0", b"MM\0*")) and head[8:10] == b"CR":
-        return f"got {_RAW}"
-    if head.startswith(b"RIFF") and head[8:12] == b"AVI ":
-        return f"got {_VIDEO}"
-    for magic, what in _NOT_IMAGES:
-        if start.startswith(magic):
-            return what
-    if head[4:8] == b"ftyp":
-        if head[8:12] in _HEIC_BRANDS:
-            return "got a HEIC photo; `pip install pillow-heif` opens these, or save it as JPEG"
-        return f"got {_RAW if head[8:12] == b'crx ' else _VIDEO}"
-    if head.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")):
-        return "got the beginning of one that is cut off or damaged; copy or download it again"
-    if _is_text(head):
-        return "got a text file; name an image"
-    return "got a file of an unknown kind; name an image, or save this one as PNG"
-
-
-def _what_xml_it_is(start: bytes) -> str:
-    root = re.sub(rb"<[?!][^>]*>", b"", start).lstrip()
-    if root.startswith(b"<svg"):
-        return "got an SVG drawing; turn it into PNG first (rsvg-convert FILE -o out.png)"
-    if root.startswith(b"<Error"):
-        return "got an error page of a file store (XML); fetch the image again"
-    return "got an XML file; name an image"
-
-
-def _is_text(head: bytes) -> bool:
-    text = head.decode("utf-8", errors="ignore")
-    lost = len(head) - len(text.encode())  # up to 3 bytes when the last character is cut
-    return lost <= 3 and all(c.isprintable() or c in "\t\r\n\f" for c in text)
 
 
 def _decode(image: Image.Image, name: str, *, from_file: bool) -> Pixels:
