@@ -61,13 +61,22 @@ def test_options_reach_the_engine_and_the_hash():
     assert session.config_hash() != retrained.config_hash()
 
 
-def test_what_a_failed_load_made_is_closed():
-    def refused(mmproj):
-        raise ModelError("no rule")
+def refused(*files):
+    raise ModelError("no rule")
 
+
+def test_a_projector_that_is_refused_never_meets_the_engine():
+    """libmtmd ends the process on some damaged projectors that our checks refuse."""
     kind = FakeEngine.fresh()
     with pytest.raises(ModelError, match="no rule"):
         Session(FILES, parts=Parts(kind, image_spec_of=refused))
+    assert kind.made == []
+
+
+def test_what_a_failed_load_made_is_closed():
+    kind = FakeEngine.fresh()
+    with pytest.raises(ModelError, match="no rule"):
+        Session(FILES, parts=Parts(kind, image_spec_of=lambda path: None, note_pair=refused))
     assert kind.made[0].closed
 
 

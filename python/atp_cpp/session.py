@@ -113,6 +113,8 @@ class Session:
         self.renew_locks()
         renew_in_children(self)
         self._batch = threading.Lock()  # held while a batch is open
+        # before the engine: libmtmd ends the process on some files that this refuses
+        self._image_spec = parts.image_spec_of(files.mmproj)
         self._engine: Engine | None = parts.engine(
             str(files.model),
             str(files.mmproj),
@@ -128,7 +130,6 @@ class Session:
                     f"{files.mmproj}: holds no vision encoder; give the mmproj file of "
                     f"{files.model}"
                 )
-            self._image_spec = parts.image_spec_of(files.mmproj)
             parts.note_pair(files.model, files.mmproj)
             self._plan = self.settle_plan(plan)
             self._prompt = ChatPrompt.for_model(self._info)

@@ -92,6 +92,8 @@ def image_spec_of(mmproj: Path) -> ImageSpec | None:
         ModelError: the file's keys on the preparation of images are wrong.
     """
     header = read_header(mmproj)
+    if header.metadata.get("general.architecture") != "clip":
+        return None  # no projector; the engine tells what the file is
     check_projector(header, str(mmproj))
     try:
         spec = ImageSpec.from_metadata(header.metadata)
