@@ -79,15 +79,14 @@ def test_stopped_while_it_quantises(folders, tmp_path):
 
 
 def test_a_weight_that_is_no_number(tmp_path):
-    """llama.cpp finds it after other tensors are written."""
+    """The tensor is named, and no file stays, though others were written before it."""
     folder = write_sharded_llava(tmp_path / "broken", SHAPE)
     shard = folder / "model-00002-of-00003.safetensors"
     with shard.open("r+b") as file:
         file.seek(-10_000, os.SEEK_END)
         file.write(b"\xc0\x7f")  # NaN in BF16
-    reason = (
-        r"cannot quantise broken-q4_k_m.gguf.raw to broken-q4_k_m.gguf after \d+ of \d+ bytes: "
-    )
-    with pytest.raises(ConvertError, match=rf"^{reason}.*has invalid data$"):
+    with pytest.raises(
+        ConvertError, match=r"^blk\.2\.ffn_up\.weight has weights that are no numbers"
+    ):
         convert_hf(folder, tmp_path / "out", outtype="q4_k_m")
     assert not (tmp_path / "out").exists()
