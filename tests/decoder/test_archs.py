@@ -120,7 +120,7 @@ def test_a_process_that_dies_is_a_row(tmp_path, monkeypatch):
         "import os, sys\nprint('trying: load\\ntrying: no leak, cut 2', file=sys.stderr)\n"
         "print('x.cpp:7: GGML_ASSERT(a) failed', file=sys.stderr, flush=True)\nos.abort()\n"
     )
-    monkeypatch.setattr(arch_sweep, "HERE", tmp_path)
+    monkeypatch.setattr(arch_sweep, "WORKER", worker)
     model = make_arch_models.Model("m", "llama", "dense")
     monkeypatch.setattr(make_arch_models, "write", lambda *_: tmp_path / "m.gguf")
     (tmp_path / "m.gguf").touch()

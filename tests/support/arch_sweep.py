@@ -26,6 +26,7 @@ sys.path[:0] = [str(HERE.parent / "tools"), str(HERE)]
 import make_arch_models as models  # noqa: E402
 from support import arch_page  # noqa: E402
 
+WORKER = Path(__file__).with_name("arch_worker.py")
 TABLE = HERE / "data" / "architectures.json"
 PAGE = HERE.parent / "docs" / "results" / "architectures.md"
 SECONDS = 900  # for one model, on a busy machine
@@ -43,7 +44,7 @@ def examine(writer: Path, model: models.Model, folder: Path) -> Row:
         path = models.write(writer, model, folder)
     except models.WriterError as error:
         return {"result": "no model", "reason": short(str(error))}
-    command = [sys.executable, str(HERE / "arch_worker.py"), str(path)]
+    command = [sys.executable, str(WORKER), str(path)]
     with (folder / f"{model.name}.log").open("w+", encoding="utf-8") as log:
         try:
             done = subprocess.run(
